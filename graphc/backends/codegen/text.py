@@ -1,0 +1,302 @@
+"""LLVM text, one function at a time.
+
+Values are strings; every emitted line is final, so no LLVM pass has to clean up after it.  Loops are
+top-tested with phis patched when the loop is closed: safe for zero trips, and loop-carried values
+stay in registers.  Vectors have LANES elements of any dtype; LLVM splits them to the machine's width.
+Imports: kernel, types, dims.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from graphc.dims import Dim, DimLike
+from graphc.types import DType
+
+LANES = 16
+
+_SCALAR = {
+    "f32": "float",
+    "f64": "double",
+    "i8": "i8",
+    "u8": "i8",
+    "i16": "i16",
+    "u16": "i16",
+    "i32": "i32",
+    "u32": "i32",
+    "i64": "i64",
+    "u64": "i64",
+    "bool": "i1",
+}
+
+
+def scalar_type(dtype: DType) -> str:
+    """The LLVM type of one element in a register (bool is i1)."""
+    return _SCALAR[dtype.name]
+
+
+def memory_type(dtype: DType) -> str:
+    """The LLVM type of one element in memory (bool is i8)."""
+    return "i8" if dtype.is_bool else _SCALAR[dtype.name]
+
+
+def vector(scalar: str) -> str:
+    """The LLVM vector type of LANES `scalar`s."""
+    return f"<{LANES} x {scalar}>"
+
+
+def suffix(scalar: str, lanes: int = LANES) -> str:
+    """How LLVM mangles a vector type in intrinsic names: v16f32, v16i64."""
+    return f"v{lanes}{ {'float': 'f32', 'double': 'f64'}.get(scalar, scalar) }"
+
+
+def float_literal(value: float, scalar: str) -> str:
+    """A float or double constant; LLVM writes both as the bits of a double."""
+    if scalar == "float":
+        value = _round_to_single(value)
+    return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
+
+
+def _round_to_single(value: float) -> float:
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def literal(value: float | int | bool, scalar: str) -> str:
+    """A constant of an LLVM scalar type."""
+    if scalar in ("float", "double"):
+        return float_literal(float(value), scalar)
+    if scalar == "i1":
+        return "true" if value else "false"
+    return str(int(value))
+
+
+def splat_literal(value: float | int | bool, scalar: str) -> str:
+    """A constant vector with all lanes equal."""
+    return f"splat ({scalar} {literal(value, scalar)})"
+
+
+LANE_INDEX = "<" + ", ".join(f"i64 {i}" for i in range(LANES)) + ">"
+"""The constant 0, 1, ... LANES-1 as i64."""
+
+
+@dataclass
+class Loop:
+    """An open loop: its index and the values it carries (one phi each)."""
+
+    header: str
+    exit: str
+    index: str
+    carried: list[str]
+    _types: list[str]
+    _inits: list[str]
+    _start: str
+    _step: str
+    _before: str
+    _slots: list[int] = field(default_factory=list)
+
+
+class FunctionText:
+    """Emits the body of one LLVM function; `declarations` collects the intrinsics it calls."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lines: list[str] = []
+        self.block = "entry"
+        self.declarations: dict[str, str] = {}
+        self.sizes: dict[Dim, str] = {}
+        self.bases: list[str] = []
+        self._count = 0
+
+    # ---- lines, names, blocks
+
+    def fresh(self, hint: str = "v") -> str:
+        self._count += 1
+        return f"{hint}{self._count}"
+
+    def value(self, text: str) -> str:
+        """Emit `%v = text` and return `%v`."""
+        name = "%" + self.fresh()
+        self.lines.append(f"  {name} = {text}")
+        return name
+
+    def emit(self, text: str) -> None:
+        self.lines.append("  " + text)
+
+    def label(self, name: str) -> None:
+        self.lines.append(name + ":")
+        self.block = name
+
+    def branch(self, target: str) -> None:
+        self.emit(f"br label %{target}")
+
+    def branch_if(self, condition: str, yes: str, no: str) -> None:
+        self.emit(f"br i1 {condition}, label %{yes}, label %{no}")
+
+    def call(self, result: str, name: str, *args: tuple[str, str]) -> str:
+        """Call a function or intrinsic with (type, value) arguments; declares it. '' if void."""
+        types = ", ".join(t for t, _ in args)
+        self.declarations[name] = f"declare {result} @{name}({types})"
+        text = f"call {result} @{name}({', '.join(f'{t} {v}' for t, v in args)})"
+        if result == "void":
+            self.emit(text)
+            return ""
+        return self.value(text)
+
+    # ---- i64 arithmetic, folded where constant
+
+    def add(self, a: str | int, b: str | int) -> str:
+        a, b = str(a), str(b)
+        if a == "0":
+            return b
+        if b == "0":
+            return a
+        if _is_number(a) and _is_number(b):
+            return str(int(a) + int(b))
+        return self.value(f"add nsw i64 {a}, {b}")
+
+    def sub(self, a: str | int, b: str | int) -> str:
+        a, b = str(a), str(b)
+        if b == "0":
+            return a
+        if _is_number(a) and _is_number(b):
+            return str(int(a) - int(b))
+        return self.value(f"sub nsw i64 {a}, {b}")
+
+    def mul(self, a: str | int, b: str | int) -> str:
+        a, b = str(a), str(b)
+        if a == "0" or b == "0":
+            return "0"
+        if a == "1":
+            return b
+        if b == "1":
+            return a
+        if _is_number(a) and _is_number(b):
+            return str(int(a) * int(b))
+        return self.value(f"mul nsw i64 {a}, {b}")
+
+    def udiv(self, a: str | int, b: str | int) -> str:
+        a, b = str(a), str(b)
+        if b == "1":
+            return a
+        if _is_number(a) and _is_number(b):
+            return str(int(a) // int(b))
+        return self.value(f"udiv i64 {a}, {b}")
+
+    def urem(self, a: str | int, b: str | int) -> str:
+        a, b = str(a), str(b)
+        if b == "1":
+            return "0"
+        if _is_number(a) and _is_number(b):
+            return str(int(a) % int(b))
+        return self.value(f"urem i64 {a}, {b}")
+
+    def smin(self, a: str | int, b: str | int) -> str:
+        a, b = str(a), str(b)
+        if a == b:
+            return a
+        if _is_number(a) and _is_number(b):
+            return str(min(int(a), int(b)))
+        return self.call("i64", "llvm.smin.i64", ("i64", a), ("i64", b))
+
+    def smax(self, a: str | int, b: str | int) -> str:
+        a, b = str(a), str(b)
+        if a == b:
+            return a
+        if _is_number(a) and _is_number(b):
+            return str(max(int(a), int(b)))
+        return self.call("i64", "llvm.smax.i64", ("i64", a), ("i64", b))
+
+    def dim(self, d: DimLike) -> str:
+        """An i64 size: a constant, or the value read from the sizes table."""
+        return str(d) if isinstance(d, int) else self.sizes[d]
+
+    # ---- pointers and vectors
+
+    def offset(self, pointer: str, byte_offset: str | int) -> str:
+        if str(byte_offset) == "0":
+            return pointer
+        return self.value(f"getelementptr i8, ptr {pointer}, i64 {byte_offset}")
+
+    def splat(self, scalar: str, value: str, lanes: int = LANES) -> str:
+        """A vector with every lane equal to a scalar value (which may be a literal)."""
+        t = f"<{lanes} x {scalar}>"
+        one = self.value(f"insertelement {t} poison, {scalar} {value}, i32 0")
+        return self.value(f"shufflevector {t} {one}, {t} poison, <{lanes} x i32> zeroinitializer")
+
+    def intrinsic(self, name: str, scalar: str, *operands: str, lanes: int = LANES) -> str:
+        """Call `llvm.<name>` on vectors of one type, giving the same type."""
+        t = f"<{lanes} x {scalar}>"
+        return self.call(t, f"llvm.{name}.{suffix(scalar, lanes)}", *((t, x) for x in operands))
+
+    # ---- loops
+
+    def open_loop(
+        self,
+        start: str | int,
+        stop: str | int,
+        step: str | int,
+        carried: Sequence[tuple[str, str]] = (),
+    ) -> Loop:
+        """Open `for i in range(start, stop, step)` carrying (type, initial value) pairs."""
+        k = self.fresh("")
+        header, body, exit_ = f"h{k}", f"b{k}", f"x{k}"
+        before = self.block
+        self.branch(header)
+        self.label(header)
+        names = ["%" + self.fresh() for _ in range(1 + len(carried))]
+        slots = list(range(len(self.lines), len(self.lines) + len(names)))
+        self.lines.extend("" for _ in names)
+        test = self.value(f"icmp slt i64 {names[0]}, {stop}")
+        self.branch_if(test, body, exit_)
+        self.label(body)
+        types, inits = [t for t, _ in carried], [v for _, v in carried]
+        return Loop(
+            header, exit_, names[0], names[1:], types, inits, str(start), str(step), before, slots
+        )
+
+    def close_loop(self, loop: Loop, carried: Sequence[str] = ()) -> list[str]:
+        """Close the loop with the next values of what it carries; returns the values after it."""
+        following = self.value(f"add nuw nsw i64 {loop.index}, {loop._step}")
+        rows = [
+            (loop.index, "i64", loop._start, following),
+            *zip(loop.carried, loop._types, loop._inits, carried, strict=True),
+        ]
+        for slot, (name, type_, init, then) in zip(loop._slots, rows, strict=True):
+            self.lines[slot] = (
+                f"  {name} = phi {type_} [ {init}, %{loop._before} ], [ {then}, %{self.block} ]"
+            )
+        self.branch(loop.header)
+        self.label(loop.exit)
+        return loop.carried
+
+    # ---- the kernel ABI
+
+    def open_kernel(self, buffers: int, sizes: Sequence[Dim]) -> None:
+        """Begin `void name(ptr args, ptr sizes, i64 b0, i64 b1)` and load its tables."""
+        self.lines.append(
+            f"define void @{self.name}(ptr noalias %args, ptr noalias %sizes, i64 %b0, i64 %b1)"
+            ' nounwind "no-trapping-math"="true" "prefer-vector-width"="512" {'
+        )
+        self.lines.append("entry:")
+        for i in range(buffers):
+            p = self.offset("%args", 8 * i)
+            self.bases.append(self.value(f"load ptr, ptr {p}, align 8"))
+        for i, d in enumerate(sizes):
+            p = self.offset("%sizes", 8 * i)
+            self.sizes[d] = self.value(f"load i64, ptr {p}, align 8")
+
+    def close_kernel(self) -> None:
+        self.emit("ret void")
+        self.lines.append("}")
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines) + "\n"
+
+
+def _is_number(text: str) -> bool:
+    return text.lstrip("-").isdigit()

@@ -1,0 +1,506 @@
+"""Symbolic sizes: integers or canonical interned polynomials.
+
+A dimension is an `int` or a `Dim`: a polynomial with integer coefficients over atoms.  An atom is a
+symbol (a size known only at run time) or a function of other dimensions:
+
+    floordiv(a, b)  ediv(a, b)  exact division, checked when sizes are known (reshape's -1)
+    bc(a, b)        the broadcast of two unknown sizes
+    min(a, b)  max(a, b)
+
+Equal dimensions are the same object, so equality is identity and costs nothing.  Imports: errors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Union
+
+from graphc.errors import ShapeError
+
+DimLike = Union[int, "Dim"]
+_lock = threading.RLock()
+
+
+class Atom:
+    """A symbol (`kind == 'symbol'`) or a named function of dimensions; interned."""
+
+    __slots__ = ("anonymous", "args", "kind", "name", "serial")
+    _interned: dict[object, Atom] = {}
+    _serial = itertools.count()
+
+    kind: str
+    name: str
+    args: tuple[DimLike, ...]
+    anonymous: bool
+    serial: int
+
+    @classmethod
+    def of(cls, kind: str, args: tuple[DimLike, ...] = (), name: str = "") -> Atom:
+        key = (kind, name, args)
+        with _lock:
+            atom = cls._interned.get(key)
+            if atom is None:
+                atom = object.__new__(cls)
+                atom.kind, atom.name, atom.args = kind, name, args
+                atom.anonymous = "?" in name
+                atom.serial = next(cls._serial)
+                cls._interned[key] = atom
+        return atom
+
+    def __lt__(self, other: Atom) -> bool:
+        return self.serial < other.serial
+
+    def __repr__(self) -> str:
+        if self.kind == "symbol":
+            return self.name
+        return f"{self.kind}({', '.join(dim_text(a) for a in self.args)})"
+
+
+Monomial = tuple[Atom, ...]
+
+
+class Dim:
+    """A symbolic size: an interned polynomial over atoms.  Arithmetic gives a Dim or an int."""
+
+    __slots__ = ("__weakref__", "_hash", "terms")
+    _interned: dict[tuple[tuple[Monomial, int], ...], Dim] = {}
+
+    terms: tuple[tuple[Monomial, int], ...]
+    _hash: int
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __add__(self, other: DimLike) -> DimLike:
+        return add(self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: DimLike) -> DimLike:
+        return add(self, mul(-1, other))
+
+    def __rsub__(self, other: DimLike) -> DimLike:
+        return add(other, mul(-1, self))
+
+    def __neg__(self) -> DimLike:
+        return mul(-1, self)
+
+    def __mul__(self, other: DimLike) -> DimLike:
+        return mul(self, other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: DimLike) -> DimLike:
+        return floordiv(self, other)
+
+    def __repr__(self) -> str:
+        return dim_text(self)
+
+    def __reduce__(self) -> object:
+        from graphc.dims import parse_dim
+
+        return parse_dim, (dim_text(self),)
+
+
+def _make(terms: dict[Monomial, int]) -> DimLike:
+    items = [(m, c) for m, c in terms.items() if c]
+    if not items:
+        return 0
+    if len(items) == 1 and items[0][0] == ():
+        return items[0][1]
+    items.sort(key=_term_key)
+    key = tuple(items)
+    found = Dim._interned.get(key)
+    if found is None:
+        with _lock:
+            found = Dim._interned.get(key)
+            if found is None:
+                found = object.__new__(Dim)
+                found.terms = key
+                found._hash = hash(key)
+                Dim._interned[key] = found
+    return found
+
+
+def _term_key(item: tuple[Monomial, int]) -> tuple[int, tuple[int, ...]]:
+    return -len(item[0]), tuple(a.serial for a in item[0])
+
+
+def _terms(d: DimLike) -> dict[Monomial, int]:
+    return dict(d.terms) if isinstance(d, Dim) else {(): d}
+
+
+def symbol(name: str) -> Dim:
+    """The size called `name`; the same name is the same size."""
+    made = _make({(Atom.of("symbol", name=name),): 1})
+    assert isinstance(made, Dim)
+    return made
+
+
+def of_atom(atom: Atom, coefficient: int = 1) -> DimLike:
+    """coefficient * atom."""
+    return _make({(atom,): coefficient})
+
+
+_fresh = itertools.count()
+
+
+def fresh(hint: str = "") -> Dim:
+    """A new unknown size, equal to no other; printed as `hint?7`."""
+    return symbol(f"{hint}?{next(_fresh)}")
+
+
+def add(a: DimLike, b: DimLike) -> DimLike:
+    if isinstance(a, int) and isinstance(b, int):
+        return a + b
+    if isinstance(b, int) and b == 0:
+        return a
+    if isinstance(a, int) and a == 0:
+        return b
+    terms = _terms(a)
+    for m, c in _terms(b).items():
+        terms[m] = terms.get(m, 0) + c
+    return _make(terms)
+
+
+def mul(a: DimLike, b: DimLike) -> DimLike:
+    if isinstance(a, int) and isinstance(b, int):
+        return a * b
+    if isinstance(b, int) and b == 1:
+        return a
+    if isinstance(a, int) and a == 1:
+        return b
+    terms: dict[Monomial, int] = {}
+    for m, c in _terms(a).items():
+        for n, d in _terms(b).items():
+            for p, e in _cancel(tuple(sorted(m + n)), c * d).items():
+                terms[p] = terms.get(p, 0) + e
+    return _make(terms)
+
+
+def _cancel(m: Monomial, c: int) -> dict[Monomial, int]:
+    """Multiply out `k * ediv(e, k)`, which is exactly `e`."""
+    for i, atom in enumerate(m):
+        if atom.kind != "ediv":
+            continue
+        numerator, divisor = atom.args
+        rest = m[:i] + m[i + 1 :]
+        if isinstance(divisor, int):
+            if c % divisor == 0:
+                return _terms(mul(_make({rest: c // divisor}), numerator))
+            continue
+        quotient = _divide_exactly(_make({rest: c}), divisor)
+        if quotient is not None:
+            return _terms(mul(quotient, numerator))
+    return {m: c}
+
+
+def product(dims: Iterable[DimLike]) -> DimLike:
+    result: DimLike = 1
+    for d in dims:
+        result = mul(result, d)
+    return result
+
+
+def total(dims: Iterable[DimLike]) -> DimLike:
+    result: DimLike = 0
+    for d in dims:
+        result = add(result, d)
+    return result
+
+
+def _divide_exactly(a: DimLike, b: DimLike) -> DimLike | None:
+    """a / b as a polynomial when that is exact for every size, else None."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b if b and a % b == 0 else None
+    if a is b:
+        return 1
+    divisor = _terms(b)
+    if len(divisor) != 1:
+        return None
+    ((mb, cb),) = divisor.items()
+    result: dict[Monomial, int] = {}
+    for m, c in _terms(a).items():
+        rest = list(m)
+        for atom in mb:
+            if atom not in rest:
+                return None
+            rest.remove(atom)
+        if cb == 0 or c % cb:
+            return None
+        result[tuple(rest)] = c // cb
+    return _make(result)
+
+
+def exact_div(a: DimLike, b: DimLike) -> DimLike:
+    """a / b, where b must divide a: checked now if both are known, else when sizes are bound."""
+    if isinstance(b, int) and b == 1:
+        return a
+    quotient = _divide_exactly(a, b)
+    if quotient is not None:
+        return quotient
+    if isinstance(a, int) and isinstance(b, int):
+        raise ShapeError(f"{a} is not a multiple of {b}")
+    return _make({(Atom.of("ediv", (a, b)),): 1})
+
+
+def floordiv(a: DimLike, b: DimLike) -> DimLike:
+    """floor(a / b) for b > 0."""
+    if isinstance(b, int) and b == 1:
+        return a
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b
+    quotient = _divide_exactly(a, b)
+    if quotient is not None:
+        return quotient
+    return _make({(Atom.of("floordiv", (a, b)),): 1})
+
+
+def ceildiv(a: DimLike, b: DimLike) -> DimLike:
+    """ceil(a / b) for b > 0."""
+    if isinstance(a, int) and isinstance(b, int):
+        return -(-a // b)
+    return floordiv(add(a, add(b, -1)), b)
+
+
+def minimum(a: DimLike, b: DimLike) -> DimLike:
+    return _extreme("min", min, a, b)
+
+
+def maximum(a: DimLike, b: DimLike) -> DimLike:
+    return _extreme("max", max, a, b)
+
+
+def _extreme(kind: str, pick: Callable[[int, int], int], a: DimLike, b: DimLike) -> DimLike:
+    if a is b:
+        return a
+    difference = add(a, mul(-1, b))
+    if isinstance(difference, int):
+        return a if pick(difference, 0) == difference else b
+    if kind == "max":  # sizes are never negative, so max(size, 0) is the size
+        if isinstance(b, int) and b <= 0 and is_size(a):
+            return a
+        if isinstance(a, int) and a <= 0 and is_size(b):
+            return b
+    return _make({(Atom.of(kind, (a, b)),): 1})
+
+
+def is_size(d: DimLike) -> bool:
+    """Whether d is certainly not negative (a sum of products of sizes)."""
+    if isinstance(d, int):
+        return d >= 0
+    return all(
+        c > 0 and all(a.kind in ("symbol", "bc", "ediv", "max") for a in m) for m, c in d.terms
+    )
+
+
+def broadcast(a: DimLike, b: DimLike) -> DimLike:
+    """The broadcast of two sizes; raises ShapeError when both are known and do not fit."""
+    if a is b or a == b:
+        return a
+    if isinstance(b, int) and b == 1:
+        return a
+    if isinstance(a, int) and a == 1:
+        return b
+    if isinstance(a, int):
+        if isinstance(b, int):
+            raise ShapeError(f"{a} and {b} do not broadcast")
+        return a
+    if isinstance(b, int):
+        return b
+    if b in broadcast_parts(a):
+        return a
+    if a in broadcast_parts(b):
+        return b
+    return _make({(Atom.of("bc", (a, b)),): 1})
+
+
+def broadcast_parts(d: DimLike) -> frozenset[DimLike]:
+    """The sizes that went into a `bc` dimension."""
+    if isinstance(d, Dim) and len(d.terms) == 1:
+        monomial, c = d.terms[0]
+        if c == 1 and len(monomial) == 1 and monomial[0].kind == "bc":
+            a, b = monomial[0].args
+            return frozenset((a, b)) | broadcast_parts(a) | broadcast_parts(b)
+    return frozenset()
+
+
+def atoms(d: DimLike) -> frozenset[Atom]:
+    """The symbols d depends on."""
+    found: set[Atom] = set()
+    stack = [d]
+    while stack:
+        e = stack.pop()
+        if isinstance(e, Dim):
+            for m, _ in e.terms:
+                for a in m:
+                    if a.kind == "symbol":
+                        found.add(a)
+                    else:
+                        stack.extend(a.args)
+    return frozenset(found)
+
+
+Sizes = Mapping[Atom, int]
+
+
+def evaluate(d: DimLike, sizes: Sizes) -> int:
+    """The value of d when every symbol has the size given; raises ShapeError where that is none."""
+    if isinstance(d, int):
+        return d
+    result = 0
+    for m, c in d.terms:
+        for atom in m:
+            known = sizes.get(atom)
+            c *= _evaluate_atom(atom, sizes) if known is None else known
+        result += c
+    return result
+
+
+def _evaluate_atom(atom: Atom, sizes: Sizes) -> int:
+    if atom.kind == "symbol":
+        raise ShapeError(f"the size {atom.name!r} is not known")
+    a, b = (evaluate(x, sizes) for x in atom.args)
+    if atom.kind == "ediv":
+        if b == 0:
+            if a == 0:
+                return 0
+            raise ShapeError(f"{a} is not a multiple of {b}")
+        if a % b:
+            raise ShapeError(f"{a} is not a multiple of {b}")
+        return a // b
+    if atom.kind == "floordiv":
+        return a // b
+    if atom.kind == "bc":
+        if a != b and a != 1 and b != 1:
+            raise ShapeError(f"{atom.args[0]} = {a} and {atom.args[1]} = {b} do not broadcast")
+        return b if a == 1 else a
+    return min(a, b) if atom.kind == "min" else max(a, b)
+
+
+def substitute(d: DimLike, known: Mapping[Atom, DimLike]) -> DimLike:
+    """d with symbols (or whole atoms) replaced."""
+    if isinstance(d, int):
+        return d
+    result: DimLike = 0
+    for m, c in d.terms:
+        p: DimLike = c
+        for atom in m:
+            p = mul(p, _substitute_atom(atom, known))
+        result = add(result, p)
+    return result
+
+
+_BUILD: dict[str, Callable[[DimLike, DimLike], DimLike]] = {
+    "floordiv": floordiv,
+    "ediv": exact_div,
+    "bc": broadcast,
+    "min": minimum,
+    "max": maximum,
+}
+
+
+def _substitute_atom(atom: Atom, known: Mapping[Atom, DimLike]) -> DimLike:
+    if atom in known:
+        return known[atom]
+    if atom.kind == "symbol":
+        return _make({(atom,): 1})
+    a, b = (substitute(x, known) for x in atom.args)
+    return _BUILD[atom.kind](a, b)
+
+
+def dim_text(d: DimLike) -> str:
+    """d as text that `parse_dim` reads back: `2*batch+1`, `floordiv(n, 2)`."""
+    if isinstance(d, int):
+        return str(d)
+    parts: list[str] = []
+    for m, c in d.terms:
+        factors = [repr(a) for a in m]
+        if c != 1 or not factors:
+            if c == -1 and factors:
+                factors[0] = "-" + factors[0]
+            else:
+                factors.insert(0, str(c))
+        text = "*".join(factors)
+        parts.append(text if not parts or text.startswith("-") else "+" + text)
+    return "".join(parts)
+
+
+def parse_dim(text: str) -> DimLike:
+    """The dimension that `dim_text` wrote; raises ShapeError on anything else."""
+    parser = _Parser(text)
+    result = parser.sum()
+    parser.expect("")
+    return result
+
+
+class _Parser:
+    """Recursive descent over sums of products; nesting is bounded to keep hostile text harmless."""
+
+    def __init__(self, text: str) -> None:
+        import re
+
+        self.text = text
+        self.tokens = re.findall(r"[A-Za-z_.?/][\w.?/]*|\d+|\S", text)
+        self.at = 0
+        self.depth = 0
+
+    def peek(self) -> str:
+        return self.tokens[self.at] if self.at < len(self.tokens) else ""
+
+    def take(self) -> str:
+        token = self.peek()
+        self.at += 1
+        return token
+
+    def expect(self, token: str) -> None:
+        if self.take() != token:
+            raise ShapeError(f"not a dimension: {self.text!r}")
+
+    def sum(self) -> DimLike:
+        self.depth += 1
+        if self.depth > 50:
+            raise ShapeError(f"dimension nested too deeply: {self.text[:60]!r}")
+        result: DimLike = 0
+        sign = 1
+        if self.peek() in "+-" and self.peek():
+            sign = -1 if self.take() == "-" else 1
+        result = mul(sign, self.product())
+        while self.peek() and self.peek() in "+-":
+            sign = -1 if self.take() == "-" else 1
+            result = add(result, mul(sign, self.product()))
+        self.depth -= 1
+        return result
+
+    def product(self) -> DimLike:
+        result = self.factor()
+        while self.peek() == "*":
+            self.take()
+            result = mul(result, self.factor())
+        return result
+
+    def factor(self) -> DimLike:
+        token = self.take()
+        if token.isdigit():
+            return int(token)
+        if self.peek() == "(" and token in _BUILD:
+            self.take()
+            a = self.sum()
+            self.expect(",")
+            b = self.sum()
+            self.expect(")")
+            return _BUILD[token](a, b)
+        if token and (token[0].isalpha() or token[0] in "_.?/"):
+            return symbol(token)
+        raise ShapeError(f"not a dimension: {self.text!r}")
+
+
+def static_product(dims: Iterable[DimLike]) -> int | None:
+    """The product when every dimension is known, else None."""
+    values = list(dims)
+    if any(isinstance(d, Dim) for d in values):
+        return None
+    return math.prod(d for d in values if isinstance(d, int))

@@ -1,0 +1,148 @@
+"""From the user's graph to a pure program: cut at feeds, drop what no fetch needs, order state.
+
+    before:  %v = variable()  %a = assign(%v, %x)  %r = read_variable(%v) after %a   fetch %r
+    after:   fetch %x, update %v := %x
+
+Within a run a variable's value is the one at the start, except for `read_variable` nodes ordered
+behind assignments.  Assignments take effect in the order their nodes were made; several
+`assign_add` all count.  Random operators become pure functions of a counter that is state.
+Keeps: values.  Imports: graph, program, ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from graphc import dims
+from graphc.graph import Builder, Node, Tensor, making_nodes_in, topological
+from graphc.ops.arithmetic import add, subtract
+from graphc.ops.define import constant
+from graphc.ops.state import placeholder_op
+from graphc.program import Program, keep
+from graphc.types import Shape
+
+Versions = dict[int, tuple[int, Tensor]]  # variable node id -> (version, value)
+
+
+def resolve_state(
+    fetches: Sequence[Tensor], targets: Iterable[Node], feeds: Sequence[Tensor]
+) -> Program:
+    """The program that computes `fetches` and runs `targets` when `feeds` are given."""
+    return _Resolver(fetches, targets, feeds).program()
+
+
+class _Resolver:
+    def __init__(
+        self, fetches: Sequence[Tensor], targets: Iterable[Node], feeds: Sequence[Tensor]
+    ) -> None:
+        self.fetches = fetches
+        self.builder = Builder()
+        self.new: dict[int, Tensor] = {}
+        self.versions: dict[int, Versions] = {}
+        self.latest: dict[int, Tensor] = {}
+        self.written: dict[int, Tensor] = {}
+        self.roots = [t.node for t in fetches] + list(targets)
+        fed = {id(t) for t in feeds}
+        self.inputs = tuple(self._input(t) for t in feeds)
+        stop = {
+            t.node.id for t in feeds if all(id(out) in fed for out in t.node.outputs)
+        }
+        order = topological(self.roots, stop=stop)
+        # creation order is a topological order, and the order in which assignments take effect
+        self.order = sorted((n for n in order if n.id not in stop), key=lambda n: n.id)
+
+    def _input(self, t: Tensor) -> Tensor:
+        if t.node.op is placeholder_op:
+            made = t
+        else:
+            attrs = {"dtype": t.dtype, "shape": _input_shape(t)}
+            self.builder.loc = t.node.loc
+            made = self.builder.make(placeholder_op, (), attrs, t.node.name).outputs[0]
+        self.new[id(t)] = made
+        return made
+
+    def program(self) -> Program:
+        with making_nodes_in(self.builder):
+            for node in self.order:
+                self.builder.loc = node.loc
+                inherited = self._inherited(node)
+                if inherited:
+                    self.versions[node.id] = inherited
+                outputs = self._outputs(node, inherited)
+                for old, made in zip(node.outputs, outputs, strict=True):
+                    self.new.setdefault(id(old), made)
+        fetches = tuple(self.new[id(t)] for t in self.fetches)
+        updates = tuple((v, self.latest[i]) for i, v in self.written.items())
+        return Program(self.inputs, fetches, updates)
+
+    def _inherited(self, node: Node) -> Versions:
+        """The versions of variables that this node is ordered behind."""
+        found: list[Versions] = []
+        for parent in (*(t.node for t in node.inputs), *node.control):
+            versions = self.versions.get(parent.id)
+            if versions and all(versions is not v for v in found):
+                found.append(versions)
+        if len(found) <= 1:
+            return found[0] if found else {}
+        merged: Versions = {}
+        for versions in found:
+            for variable, version in versions.items():
+                if variable not in merged or merged[variable][0] < version[0]:
+                    merged[variable] = version
+        return merged
+
+    def _outputs(self, node: Node, inherited: Versions) -> Sequence[Tensor]:
+        name = node.op.name
+        if name == "group":
+            return ()
+        if name == "read_variable":
+            variable = node.inputs[0]
+            version = inherited.get(variable.node.id)
+            return (version[1] if version else self.new[id(variable)],)
+        if name == "assign":
+            return (self._assign(node, inherited),)
+        if node.op.kind == "random":
+            return (self._random(node),)
+        return keep(node, [self.new[id(t)] for t in node.inputs], self.builder)
+
+    def _assign(self, node: Node, inherited: Versions) -> Tensor:
+        variable, value = node.inputs
+        made = self.new[id(value)]
+        key = variable.node.id
+        if node.attrs["how"] != "set":
+            combine = add if node.attrs["how"] == "add" else subtract
+            base = self.latest.get(key)
+            made = combine(self.new[id(variable)] if base is None else base, made)
+        self.latest[key] = made
+        self.written[key] = variable
+        self.versions[node.id] = {**inherited, key: (node.id, made)}
+        return made
+
+    def _random(self, node: Node) -> Tensor:
+        """Random bits as a function of the run counter, which every such run advances by one."""
+        assert node.graph is not None and node.graph.random_counter is not None
+        counter = node.graph.random_counter
+        if counter.node.id not in self.latest:
+            self.latest[counter.node.id] = add(counter, constant(1, counter.dtype))
+            self.written[counter.node.id] = counter
+        made: Tensor = node.op.lower(counter, **node.attrs)
+        return made
+
+
+def _input_shape(t: Tensor) -> Shape | None:
+    """The declared shape of a fed intermediate: sizes that are not plain symbols become free."""
+    shape = t.type.shape
+    if shape is None:
+        return None
+    return tuple(
+        d if isinstance(d, int) or is_symbol(d) else dims.symbol(f"{t.node.name}?{t.index}.{i}")
+        for i, d in enumerate(shape)
+    )
+
+
+def is_symbol(d: dims.DimLike) -> bool:
+    """Whether d is one symbol and nothing else."""
+    if isinstance(d, int) or len(d.terms) != 1:
+        return False
+    monomial, coefficient = d.terms[0]
+    return coefficient == 1 and len(monomial) == 1 and monomial[0].kind == "symbol"

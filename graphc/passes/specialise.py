@@ -1,0 +1,223 @@
+"""Bind what feeds alone can tell: ranks, and which side of an unknown broadcast has size 1.
+
+    before:  %y: f32[bc(n?1, m?2)] = add(%a: f32[n?1], %b: f32[m?2])      fed sizes 5 and 1
+    after:   %c: f32[n?1] = broadcast_to(%b: f32[1])    %y: f32[n?1] = add(%a, %c)
+
+Sizes themselves stay symbolic: a plan is specialised only by ranks and by the outcome of each
+`bc(a, b)`.  Also expands deferred operators and makes broadcasting explicit, which later passes
+rely on.  Keeps: values, dtypes.  Imports: graph, program, dims, ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from graphc import dims
+from graphc.dims import Atom, Dim, DimLike, Sizes
+from graphc.errors import ShapeError
+from graphc.graph import Builder, Node, Tensor
+from graphc.ops.define import broadcast_shapes
+from graphc.ops.linalg import matmul_op
+from graphc.ops.shape import broadcast_along
+from graphc.ops.state import placeholder_op
+from graphc.program import Program, has_dims, keep, map_dims, rewrite
+from graphc.types import Shape
+
+Outcome = tuple[str, ...]
+Known = dict[Atom, DimLike]
+
+
+def bind_ranks(program: Program, ranks: Sequence[int]) -> Program:
+    """Give inputs of unknown rank the rank they were fed with, and expand what waited for it."""
+    builder = Builder()
+    shaped: dict[int, Tensor] = {}
+    for t, rank in zip(program.inputs, ranks, strict=True):
+        if t.type.shape is None:
+            name = t.node.name
+            shape = tuple(dims.symbol(f"{name}?r{rank}.{i}") for i in range(rank))
+            builder.loc = t.node.loc
+            attrs = {"dtype": t.dtype, "shape": shape}
+            made = builder.make(placeholder_op, (), attrs, name).outputs[0]
+            shaped[t.node.id] = made
+
+    def rule(node: Node, inputs: list[Tensor]) -> Sequence[Tensor] | None:
+        if node.id in shaped:
+            return (shaped[node.id],)
+        if node.op.kind == "deferred":
+            return _expand(node, inputs, builder)
+        return None
+
+    bound = rewrite(program, rule, builder)
+    inputs = tuple(shaped.get(t.node.id, t) for t in program.inputs)
+    return Program(inputs, bound.fetches, bound.updates)
+
+
+def _expand(node: Node, inputs: list[Tensor], builder: Builder) -> Sequence[Tensor]:
+    try:
+        return (node.op.lower(*inputs, **node.attrs),)
+    except ShapeError:
+        if _undecided(inputs):
+            return keep(node, inputs, builder)
+        raise
+
+
+def _undecided(inputs: Sequence[Tensor]) -> bool:
+    return any(t.type.shape is None or any(isinstance(d, Dim) for d in t.dims) for t in inputs)
+
+
+def unknown_broadcasts(program: Program) -> list[Atom]:
+    """The `bc` atoms in the program, inner ones first."""
+    found: dict[Atom, None] = {}
+
+    def visit(d: DimLike) -> None:
+        if isinstance(d, int) or d in seen:
+            return
+        seen.add(d)
+        for monomial, _ in d.terms:
+            for atom in monomial:
+                for a in atom.args:
+                    visit(a)
+                if atom.kind == "bc":
+                    found[atom] = None
+
+    seen: set[DimLike] = set()
+    for node in program.order():
+        for t in node.types:
+            for d in t.shape or ():
+                visit(d)
+        for value in node.attrs.values():
+            if has_dims(value):
+                map_dims(value, visit)
+        for c in node.constraints:
+            visit(c.a)
+            visit(c.b)
+    return list(found)
+
+
+def broadcast_outcomes(atoms: Sequence[Atom], sizes: Sizes) -> Outcome:
+    """For each `bc(a, b)`: which side is 1, or that they are equal; raises ShapeError."""
+    outcome = []
+    for atom in atoms:
+        a, b = (dims.evaluate(x, sizes) for x in atom.args)
+        if a == b:
+            outcome.append("equal")
+        elif a == 1:
+            outcome.append("left")
+        elif b == 1:
+            outcome.append("right")
+        else:
+            raise ShapeError(
+                f"sizes {dims.dim_text(atom.args[0])} = {a} and "
+                f"{dims.dim_text(atom.args[1])} = {b} do not broadcast"
+            )
+    return tuple(outcome)
+
+
+def substitution(atoms: Sequence[Atom], outcome: Outcome) -> Known:
+    """What the outcomes say about symbols: `left` makes a = 1, `equal` makes a = b."""
+    known: Known = {}
+    for atom, which in zip(atoms, outcome, strict=True):
+        a, b = (_settle(x, known) for x in atom.args)
+        if which == "equal":
+            if a is not b and a != b:
+                _solve(a, b, known)
+            known[atom] = _settle(b, known)
+        elif which == "left":
+            _solve(a, 1, known)
+            known[atom] = _settle(b, known)
+        else:
+            _solve(b, 1, known)
+            known[atom] = _settle(a, known)
+    return {k: _settle(v, known) for k, v in known.items()}
+
+
+def _settle(d: DimLike, known: Known) -> DimLike:
+    for _ in range(64):
+        settled = dims.substitute(d, known)
+        if settled is d or settled == d:
+            return settled
+        d = settled
+    return d
+
+
+def _solve(a: DimLike, b: DimLike, known: Known) -> None:
+    """Make a == b true by fixing one atom that occurs linearly."""
+    difference = dims.add(a, dims.mul(-1, b))
+    if isinstance(difference, int):
+        return
+    for monomial, c in difference.terms:
+        if len(monomial) == 1 and abs(c) == 1 and monomial[0] not in known:
+            (atom,) = monomial
+            rest = dims.add(difference, dims.of_atom(atom, -c))
+            value = dims.mul(-c, rest)
+            if atom not in _all_atoms(value):
+                known[atom] = value
+                return
+
+
+def _all_atoms(d: DimLike) -> set[Atom]:
+    found: set[Atom] = set()
+    stack = [d]
+    while stack:
+        e = stack.pop()
+        if isinstance(e, Dim):
+            for monomial, _ in e.terms:
+                for atom in monomial:
+                    found.add(atom)
+                    stack.extend(atom.args)
+    return found
+
+
+def specialise(program: Program, known: Mapping[Atom, DimLike]) -> Program:
+    """Substitute known sizes, expand deferred operators, make broadcasting explicit."""
+    builder = Builder()
+
+    def rule(node: Node, inputs: list[Tensor]) -> Sequence[Tensor] | None:
+        attrs = _substituted(node.attrs, known)
+        if node.op.kind == "deferred":
+            return (node.op.lower(*inputs, **attrs),)
+        if node.op.kind == "elementwise" and not node.op.stateful:
+            inputs = _explicit(node, inputs, builder, attrs)
+        elif node.op is matmul_op:
+            inputs = _explicit_batch(inputs)
+        elif node.op.name == "placeholder_with_default":
+            return inputs
+        if attrs is node.attrs and not node.inputs:
+            return None
+        if node.op.stateful and attrs is node.attrs:
+            return None
+        return builder.make(node.op, inputs, dict(attrs), node.name).outputs
+
+    return rewrite(program, rule, builder)
+
+
+def _substituted(attrs: Mapping[str, Any], known: Mapping[Atom, DimLike]) -> Mapping[str, Any]:
+    if not known or not any(has_dims(v) for v in attrs.values()):
+        return attrs
+    new = {k: map_dims(v, lambda d: dims.substitute(d, known)) for k, v in attrs.items()}
+    return attrs if new == attrs else new
+
+
+def _explicit(
+    node: Node, inputs: list[Tensor], builder: Builder, attrs: Mapping[str, Any]
+) -> list[Tensor]:
+    first = inputs[0].type.shape
+    if all(t.type.shape is first or t.type.shape == first for t in inputs):
+        return inputs
+    (out,) = node.op.infer([t.type for t in inputs], attrs)
+    assert out.shape is not None
+    return [broadcast_trailing(t, out.shape) for t in inputs]
+
+
+def broadcast_trailing(t: Tensor, shape: Shape) -> Tensor:
+    """t repeated to `shape` by NumPy's rule, as an explicit view."""
+    extra = len(shape) - len(t.dims)
+    return broadcast_along(t, shape, tuple(range(extra, len(shape))))
+
+
+def _explicit_batch(inputs: list[Tensor]) -> list[Tensor]:
+    a, b = (t.dims for t in inputs)
+    batch = broadcast_shapes([a[:-2], b[:-2]])
+    assert batch is not None
+    return [broadcast_trailing(t, (*batch, *t.dims[-2:])) for t in inputs]

@@ -1,0 +1,129 @@
+"""The plan: what lowering and memory planning hand to a backend.
+
+An ordered table of steps over buffers.  Steps before `commit` may fail and write no state; steps
+from `commit` on write variables in place and cannot fail, so a failed run changes nothing.
+Imports: kernel, types, dims, location.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from graphc.dims import Dim, DimLike, Sizes, add, evaluate, maximum
+from graphc.errors import RunError
+from graphc.kernel import Kernel
+from graphc.location import Location
+from graphc.types import DType, TensorType
+
+ALIGNMENT = 64
+"""Every arena slot starts at, and is padded to, a multiple of this many bytes."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Where a kernel argument lives.
+
+    kind       index into
+    'slot'     plan.slots: the arena
+    'input'    plan.inputs: an array fed for this run, read only
+    'constant' plan.constants
+    'state'    plan.variables: the variable's current storage in the session
+    'output'   plan.outputs: an array made for this run and returned
+    'fault'    plan.checks: the fault record of the step (four i64, see LoopKernel)
+    """
+
+    kind: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Value:
+    """A named array at the border of a plan: fed, fetched or kept as state."""
+
+    name: str
+    type: TensorType
+    loc: Location
+
+
+@dataclass(frozen=True)
+class Check:
+    """A run-time check inside a step: what a fault means and whose line it is."""
+
+    make_error: Callable[[int, int], RunError]  # (linear position, offending value)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel launch.
+
+    `sizes` are the kernel's symbolic sizes in the order of `kernel.sizes_of`.  `wait_from` is the
+    first step whose completion must be awaited (all steps from it to this one), or -1.
+    """
+
+    kernel: int  # index into plan.kernels
+    args: tuple[Ref, ...]
+    writes: tuple[int, ...]  # positions in args that the kernel writes
+    sizes: tuple[DimLike, ...]
+    blocks: DimLike
+    wait_from: int = -1
+    label: str = ""
+    locs: tuple[Location, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A stretch of the arena shared by buffers that are never alive together."""
+
+    members: tuple[DimLike, ...]  # distinct byte sizes; the slot is as large as the largest
+
+    def bytes(self, sizes: Sizes) -> int:
+        largest = max(evaluate(m, sizes) for m in self.members)
+        return -(-largest // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class BufferUse:
+    """A buffer's place in the plan, for printing and for the overlap property test."""
+
+    name: str
+    slot: int
+    bytes: DimLike
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    kernels: tuple[Kernel, ...]
+    steps: tuple[Step, ...]
+    commit: int
+    slots: tuple[Slot, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    variables: tuple[Value, ...]
+    constants: tuple[np.ndarray[Any, Any], ...]
+    checks: tuple[tuple[Check, ...], ...] = ()
+    buffers: tuple[BufferUse, ...] = field(default=(), compare=False)
+
+    def arena_bytes(self, sizes: Sizes) -> int:
+        """The exact size of the arena for these sizes: what a run allocates, no more, no less."""
+        return sum(slot.bytes(sizes) for slot in self.slots)
+
+    def peak_formula(self) -> str:
+        """The arena's size as text, a formula in the named sizes (before padding of slots)."""
+        total: DimLike = 0
+        for slot in self.slots:
+            largest: DimLike = 0
+            for m in slot.members:
+                largest = maximum(largest, m)
+            total = add(total, largest)
+        return repr(total) if isinstance(total, Dim) else str(total)
+
+    def dtype_of(self, ref: Ref) -> DType | None:
+        """The dtype of a border value; None for slots, which are bytes."""
+        table = {"input": self.inputs, "output": self.outputs, "state": self.variables}
+        return table[ref.kind][ref.index].type.dtype if ref.kind in table else None
