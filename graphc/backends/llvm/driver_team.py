@@ -1,0 +1,409 @@
+"""LLVM text of the driver: the team, how it takes part in a run and how it sleeps.
+
+See `driver` for the control block and the abbreviations WORD and ROW.  Imports: nothing.
+"""
+
+from __future__ import annotations
+
+TEAM = r"""
+declare i32 @pthread_create(ptr, ptr, ptr, ptr)
+declare i32 @sched_yield()
+{declare_sleep}
+
+define internal i64 @relax(i64 %spins) nounwind {
+entry:
+  {pause}
+  %next = add i64 %spins, 1
+  %low = and i64 %next, 255
+  %long = icmp eq i64 %low, 0
+  br i1 %long, label %yield, label %out
+yield:
+  call i32 @sched_yield()
+  br label %out
+out:
+  ret i64 %next
+}
+
+define void @spin(i64 %n) nounwind {
+entry:
+  br label %again
+again:
+  %i = phi i64 [ 0, %entry ], [ %i1, %again ]
+  {pause}
+  %i1 = add i64 %i, 1
+  %more = icmp slt i64 %i1, %n
+  br i1 %more, label %again, label %out
+out:
+  ret void
+}
+
+define internal void @drive(ptr %p, i64 %gen, i1 %owner) nounwind {
+entry:
+  %n = WORD ptr %p, i64 0
+  %commit = WORD ptr %p, i64 1
+  br label %step
+step:
+  %i = phi i64 [ 0, %entry ], [ %i1, %next ]
+  %complete = phi i64 [ 0, %entry ], [ %complete1, %next ]
+  %s = ROW ptr %p, i64 %i
+  %more = icmp slt i64 %i, %n
+  br i1 %more, label %ask, label %finish
+ask:
+  %wait_from = WORD ptr %s, i64 3
+  %waits = icmp sge i64 %wait_from, 0
+  br i1 %waits, label %wait, label %gate
+finish:
+  br i1 %owner, label %wait, label %out
+wait:
+  %from = phi i64 [ %wait_from, %ask ], [ 0, %finish ]
+  %first = call i64 @llvm.smax.i64(i64 %from, i64 %complete)
+  br label %awaited
+awaited:
+  %j = phi i64 [ %first, %wait ], [ %j1, %ready ]
+  %earlier = icmp slt i64 %j, %i
+  br i1 %earlier, label %look, label %passed
+look:
+  %r = ROW ptr %p, i64 %j
+  %r_blocks = WORD ptr %r, i64 4
+  %r_claim = getelementptr i8, ptr %r, i64 48
+  %r_done = getelementptr i8, ptr %r, i64 56
+  br label %poll
+poll:
+  %spins = phi i64 [ 0, %look ], [ %spins1, %again ]
+  %done = load atomic i64, ptr %r_done acquire, align 8
+  %all_done = icmp sge i64 %done, %r_blocks
+  br i1 %all_done, label %ready, label %mine
+mine:
+  %tag = load atomic i64, ptr %r_claim monotonic, align 8
+  %tag_gen = lshr i64 %tag, 32
+  %same = icmp eq i64 %tag_gen, %gen
+  br i1 %same, label %again, label %out
+again:
+  %spins1 = call i64 @relax(i64 %spins)
+  br label %poll
+ready:
+  %j1 = add i64 %j, 1
+  br label %awaited
+passed:
+  %covered = icmp sle i64 %from, %complete
+  %complete_w = select i1 %covered, i64 %i, i64 %complete
+  br i1 %more, label %gate, label %out
+gate:
+  %complete1 = phi i64 [ %complete, %ask ], [ %complete_w, %passed ]
+  %committing = icmp eq i64 %i, %commit
+  br i1 %committing, label %check, label %open
+check:
+  %bad = call i1 @faulted(ptr %p)
+  br i1 %bad, label %out, label %open
+open:
+  %f = load ptr, ptr %s, align 8
+  %args_at = getelementptr i8, ptr %s, i64 8
+  %args = load ptr, ptr %args_at, align 8
+  %sizes_at = getelementptr i8, ptr %s, i64 16
+  %sizes = load ptr, ptr %sizes_at, align 8
+  %blocks = WORD ptr %s, i64 4
+  %chunk = WORD ptr %s, i64 5
+  %claim_at = getelementptr i8, ptr %s, i64 48
+  %done_at = getelementptr i8, ptr %s, i64 56
+  br label %claim
+claim:
+  %v = load atomic i64, ptr %claim_at monotonic, align 8
+  %v_gen = lshr i64 %v, 32
+  %current = icmp eq i64 %v_gen, %gen
+  br i1 %current, label %left, label %out
+left:
+  %b0 = and i64 %v, 4294967295
+  %have = icmp slt i64 %b0, %blocks
+  br i1 %have, label %take, label %next
+take:
+  %v1 = add i64 %v, %chunk
+  %swap = cmpxchg ptr %claim_at, i64 %v, i64 %v1 acq_rel monotonic
+  %got = extractvalue { i64, i1 } %swap, 1
+  br i1 %got, label %work, label %claim
+work:
+  %end = add i64 %b0, %chunk
+  %b1 = call i64 @llvm.smin.i64(i64 %end, i64 %blocks)
+  call void %f(ptr %args, ptr %sizes, i64 %b0, i64 %b1)
+  %count = sub i64 %b1, %b0
+  %before = atomicrmw add ptr %done_at, i64 %count acq_rel
+  br label %claim
+next:
+  %i1 = add i64 %i, 1
+  br label %step
+out:
+  ret void
+}
+
+define internal void @join(ptr %c, ptr %slot) nounwind {
+entry:
+  %door = getelementptr i8, ptr %c, i64 128
+  %plan_at = getelementptr i8, ptr %c, i64 192
+  %places = getelementptr i8, ptr %c, i64 200
+  %d = load atomic i64, ptr %door seq_cst, align 8
+  %bit = and i64 %d, 1
+  %is_open = icmp ne i64 %bit, 0
+  br i1 %is_open, label %publish, label %out
+publish:
+  %p = load atomic ptr, ptr %plan_at monotonic, align 8
+  %was = atomicrmw xchg ptr %slot, ptr %p seq_cst
+  %d1 = load atomic i64, ptr %door seq_cst, align 8
+  %same = icmp eq i64 %d, %d1
+  br i1 %same, label %seat, label %leave
+seat:
+  %seats = atomicrmw sub ptr %places, i64 1 acq_rel
+  %free = icmp sgt i64 %seats, 0
+  br i1 %free, label %enter, label %leave
+enter:
+  call void @spread(ptr %c)
+  %gen = lshr i64 %d, 1
+  call void @drive(ptr %p, i64 %gen, i1 false)
+  br label %leave
+leave:
+  store atomic ptr null, ptr %slot release, align 8
+  br label %out
+out:
+  ret void
+}
+
+define internal ptr @worker(ptr %slot) nounwind {
+entry:
+  %control_at = getelementptr i8, ptr %slot, i64 8
+  %c = load ptr, ptr %control_at, align 8
+  %limit_at = getelementptr i8, ptr %c, i64 384
+  br label %top
+top:
+  %last = load atomic i32, ptr %c seq_cst, align 4
+  call void @join(ptr %c, ptr %slot)
+  %limit = load atomic i64, ptr %limit_at monotonic, align 8
+  br label %test
+test:
+  %n = phi i64 [ 0, %top ], [ %n1, %again ]
+  %now = load atomic i32, ptr %c acquire, align 4
+  %changed = icmp ne i32 %now, %last
+  br i1 %changed, label %top, label %idle
+idle:
+  %n1 = add i64 %n, 1
+  %tired = icmp sgt i64 %n1, %limit
+  br i1 %tired, label %rest, label %again
+again:
+  {pause}
+  br label %test
+rest:
+  call void @sleep_on(ptr %c, i32 %last)
+  br label %top
+}
+
+define i32 @start(ptr %slot) nounwind {
+  %thread = alloca i64, align 8
+  %r = call i32 @pthread_create(ptr %thread, ptr null, ptr @worker, ptr %slot)
+  ret i32 %r
+}
+
+define internal void @reset(ptr %p, i64 %gen) nounwind {
+entry:
+  %n = WORD ptr %p, i64 0
+  %tag = shl i64 %gen, 32
+  br label %test
+test:
+  %i = phi i64 [ 0, %entry ], [ %i1, %next ]
+  %more = icmp slt i64 %i, %n
+  br i1 %more, label %next, label %out
+next:
+  %s = ROW ptr %p, i64 %i
+  %claim_at = getelementptr i8, ptr %s, i64 48
+  %done_at = getelementptr i8, ptr %s, i64 56
+  store atomic i64 %tag, ptr %claim_at release, align 8
+  store atomic i64 0, ptr %done_at release, align 8
+  %i1 = add i64 %i, 1
+  br label %test
+out:
+  ret void
+}
+
+define internal i1 @together(ptr %c, ptr %p, i64 %workers) nounwind {
+entry:
+  %busy = getelementptr i8, ptr %c, i64 256
+  %swap = cmpxchg ptr %busy, i64 0, i64 1 acq_rel monotonic
+  %locked = extractvalue { i64, i1 } %swap, 1
+  br i1 %locked, label %begin, label %no
+begin:
+  %gen_at = getelementptr i8, ptr %c, i64 320
+  %old = load i64, ptr %gen_at, align 8
+  %up = add i64 %old, 1
+  %gen = and i64 %up, 4294967295
+  store i64 %gen, ptr %gen_at, align 8
+  call void @reset(ptr %p, i64 %gen)
+  %door = getelementptr i8, ptr %c, i64 128
+  %plan_at = getelementptr i8, ptr %c, i64 192
+  %places = getelementptr i8, ptr %c, i64 200
+  %sleepers = getelementptr i8, ptr %c, i64 64
+  store atomic ptr %p, ptr %plan_at monotonic, align 8
+  store atomic i64 %workers, ptr %places monotonic, align 8
+  call void @note_cpu(ptr %c)
+  %closed = shl i64 %gen, 1
+  %opened = or i64 %closed, 1
+  store atomic i64 %opened, ptr %door seq_cst, align 8
+  %signal = atomicrmw add ptr %c, i32 1 seq_cst
+  %asleep = load atomic i32, ptr %sleepers seq_cst, align 4
+  %any = icmp ne i32 %asleep, 0
+  br i1 %any, label %wake, label %go
+wake:
+  %count = trunc i64 %workers to i32
+  call void @wake(ptr %c, i32 %count)
+  br label %go
+go:
+  call void @drive(ptr %p, i64 %gen, i1 true)
+  store atomic i64 %closed, ptr %door seq_cst, align 8
+  store atomic i64 0, ptr %busy release, align 8
+  ret i1 true
+no:
+  ret i1 false
+}
+
+define void @quiesce(ptr %c, ptr %p) nounwind {
+entry:
+  %n_at = getelementptr i8, ptr %c, i64 392
+  %n = load atomic i64, ptr %n_at seq_cst, align 8
+  br label %test
+test:
+  %i = phi i64 [ 0, %entry ], [ %i1, %next ]
+  %more = icmp slt i64 %i, %n
+  br i1 %more, label %look, label %out
+look:
+  %o = shl i64 %i, 6
+  %o1 = add i64 %o, 512
+  %slot = getelementptr i8, ptr %c, i64 %o1
+  br label %poll
+poll:
+  %spins = phi i64 [ 0, %look ], [ %spins1, %again ]
+  %inside = load atomic ptr, ptr %slot seq_cst, align 8
+  %here = icmp eq ptr %inside, %p
+  br i1 %here, label %again, label %next
+again:
+  %spins1 = call i64 @relax(i64 %spins)
+  br label %poll
+next:
+  %i1 = add i64 %i, 1
+  br label %test
+out:
+  ret void
+}
+
+define i64 @run(ptr %c, ptr %p, i64 %workers) nounwind {
+entry:
+  call void @clear_faults(ptr %p)
+  call void @patch(ptr %p, i1 true)
+  %useful = WORD ptr %p, i64 4
+  %may = icmp ne i64 %useful, 0
+  %want = icmp sgt i64 %workers, 0
+  %try = and i1 %may, %want
+  br i1 %try, label %team, label %single
+team:
+  %ran = call i1 @together(ptr %c, ptr %p, i64 %workers)
+  br i1 %ran, label %done, label %single
+single:
+  call void @alone(ptr %p)
+  br label %done
+done:
+  call void @patch(ptr %p, i1 false)
+  %bad = call i1 @faulted(ptr %p)
+  br i1 %bad, label %fault, label %out
+fault:
+  ; steps after the commit point were left unclaimed: no worker may still be near them when the
+  ; records are cleared for the next run
+  call void @quiesce(ptr %c, ptr %p)
+  ret i64 1
+out:
+  ret i64 0
+}
+"""
+
+FUTEX_SLEEP = r"""
+define internal void @sleep_on(ptr %c, i32 %last) nounwind {
+  %sleepers = getelementptr i8, ptr %c, i64 64
+  %a = atomicrmw add ptr %sleepers, i32 1 seq_cst
+  %r = call i64 (i64, ...) @syscall(i64 {futex}, ptr %c, i32 128, i32 %last, ptr null)
+  %b = atomicrmw sub ptr %sleepers, i32 1 seq_cst
+  ret void
+}
+
+define internal void @wake(ptr %c, i32 %count) nounwind {
+  %r = call i64 (i64, ...) @syscall(i64 {futex}, ptr %c, i32 129, i32 %count)
+  ret void
+}
+"""
+
+POLLING_SLEEP = r"""
+define internal void @sleep_on(ptr %c, i32 %last) nounwind {
+  %r = call i32 @usleep(i32 200)
+  ret void
+}
+
+define internal void @wake(ptr %c, i32 %count) nounwind {
+  ret void
+}
+"""
+
+# Linux may wake a worker on the very processor its owner runs on and leave it there for as long as
+# both are busy.  Such a worker forbids itself that processor, which moves it at once, and then allows
+# it again.  With no other processor to go to the first call fails and changes nothing.
+SPREAD = r"""
+declare i32 @sched_getcpu()
+declare i32 @sched_getaffinity(i32, i64, ptr)
+declare i32 @sched_setaffinity(i32, i64, ptr)
+
+define internal void @note_cpu(ptr %c) nounwind {
+  %at = getelementptr i8, ptr %c, i64 208
+  %cpu = call i32 @sched_getcpu()
+  store atomic i32 %cpu, ptr %at monotonic, align 4
+  ret void
+}
+
+define internal void @spread(ptr %c) nounwind {
+entry:
+  %allowed = alloca [16 x i64], align 8
+  %elsewhere = alloca [16 x i64], align 8
+  %at = getelementptr i8, ptr %c, i64 208
+  %owner = load atomic i32, ptr %at monotonic, align 4
+  %here = call i32 @sched_getcpu()
+  %same = icmp eq i32 %owner, %here
+  %known = icmp ult i32 %here, 1024
+  %crowded = and i1 %same, %known
+  br i1 %crowded, label %move, label %out
+move:
+  store [16 x i64] zeroinitializer, ptr %allowed, align 8
+  %r = call i32 @sched_getaffinity(i32 0, i64 128, ptr %allowed)
+  %failed = icmp slt i32 %r, 0
+  br i1 %failed, label %out, label %narrow
+narrow:
+  %mask = load [16 x i64], ptr %allowed, align 8
+  store [16 x i64] %mask, ptr %elsewhere, align 8
+  %index = lshr i32 %here, 6
+  %low = and i32 %here, 63
+  %shift = zext i32 %low to i64
+  %bit = shl i64 1, %shift
+  %keep = xor i64 %bit, -1
+  %word_at = getelementptr i64, ptr %elsewhere, i32 %index
+  %word = load i64, ptr %word_at, align 8
+  %without = and i64 %word, %keep
+  store i64 %without, ptr %word_at, align 8
+  %s = call i32 @sched_setaffinity(i32 0, i64 128, ptr %elsewhere)
+  %moved = icmp eq i32 %s, 0
+  br i1 %moved, label %restore, label %out
+restore:
+  %t = call i32 @sched_setaffinity(i32 0, i64 128, ptr %allowed)
+  br label %out
+out:
+  ret void
+}
+"""
+
+NO_SPREAD = r"""
+define internal void @note_cpu(ptr %c) nounwind {
+  ret void
+}
+
+define internal void @spread(ptr %c) nounwind {
+  ret void
+}
+"""

@@ -1,0 +1,116 @@
+"""A compiled plan: binds sizes, keeps contexts for reuse, runs.
+
+A plan is read only.  What a run changes lives in a `Context`, taken from a pool for the length of
+the run, so any number of threads may run one executable at once.  Imports: jit, tables, team, plan.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from graphc.backends.llvm.jit import JIT, default_jit
+from graphc.backends.llvm.memory import Array
+from graphc.backends.llvm.tables import Context, Layout, PlanTables, default_workers
+from graphc.backends.llvm.team import team
+from graphc.dims import Sizes
+from graphc.errors import RunError
+from graphc.plan import Plan
+
+BOUND_SIZES = 64
+"""How many sets of sizes an executable remembers."""
+
+IDLE_BYTES = 1 << 29
+"""Memory an executable keeps in contexts of sizes other than the one used last."""
+
+
+class _Bound:
+    """The tables of one set of sizes and the contexts not in use now."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.outputs = [pool.maker for pool in layout.outputs]
+        self.idle: list[Context] = []
+        self.used = 0
+
+    def keep(self, context: Context) -> None:
+        """Keep a context that has finished its run, unless idle ones take too much already."""
+        if self.layout.context_bytes * len(self.idle) < IDLE_BYTES:
+            self.idle.append(context)
+
+    @property
+    def bytes(self) -> int:
+        outputs = sum(pool.bytes for pool in self.layout.outputs)
+        return self.layout.context_bytes * len(self.idle) + outputs
+
+
+class LLVMExecutable:
+    """A plan and its machine code; see `backends.base.Executable`."""
+
+    def __init__(self, plan: Plan, functions: Sequence[int], jit: JIT | None = None) -> None:
+        self.plan = plan
+        self._code = jit  # the functions live as long as the compiler that made them
+        self._tables = PlanTables(plan, functions, default_workers())
+        self._atoms = self._tables.atoms
+        self._bound: dict[tuple[int | None, ...], _Bound] = {}
+        self._clock = itertools.count(1)
+
+    def run(
+        self, inputs: Sequence[Array], state: Sequence[Array], sizes: Sizes, threads: int
+    ) -> list[Array]:
+        bound = self._bound.get(tuple(map(sizes.get, self._atoms)))
+        if bound is None:
+            bound = self._bind(sizes)
+        bound.used = next(self._clock)
+        outputs = [make() for make in bound.outputs]
+        try:
+            context = bound.idle.pop()
+        except IndexError:
+            context = Context(bound.layout)
+        context.enter([*inputs, *state, *outputs])
+        if team().run(context.address, threads):
+            error = self._fault(context)
+            bound.keep(context)
+            raise error
+        bound.keep(context)
+        return outputs
+
+    def arena_bytes(self, sizes: Sizes) -> int:
+        """Bytes of scratch memory a run with these sizes uses."""
+        return self.plan.arena_bytes(sizes)
+
+    def _bind(self, sizes: Sizes) -> _Bound:
+        """Make the tables for these sizes and drop the least recently used ones.
+
+        Two threads may bind the same sizes at once: one result is kept, both are right.
+        """
+        bound = _Bound(self._tables.bind(sizes))
+        for key in self._stale():
+            self._bound.pop(key, None)
+        self._bound[tuple(map(sizes.get, self._atoms))] = bound
+        return bound
+
+    def _stale(self) -> list[tuple[int | None, ...]]:
+        """The sizes to forget so that one more set fits, in number and in bytes."""
+        known = sorted(self._bound.copy().items(), key=lambda item: -item[1].used)
+        total = 0
+        for kept, (_, bound) in enumerate(known):
+            total += bound.bytes
+            if kept + 1 >= BOUND_SIZES or total > IDLE_BYTES:
+                return [key for key, _ in known[kept:]]
+        return []
+
+    def _fault(self, context: Context) -> RunError:
+        """The error of the earliest step that recorded a fault."""
+        for step in self.plan.steps:
+            for ref in step.args:
+                if ref.kind == "fault" and context.faults[ref.index, 0]:
+                    _, number, position, value = (int(x) for x in context.faults[ref.index])
+                    return self.plan.checks[ref.index][number].make_error(position, value)
+        raise AssertionError("the driver reported a fault that no step recorded")
+
+
+def compile_plan(plan: Plan, jit: JIT | None = None) -> LLVMExecutable:
+    """Machine code for a plan: its distinct kernels, compiled together where they are new."""
+    jit = jit or default_jit()
+    return LLVMExecutable(plan, jit.compile_kernels(plan.kernels), jit)

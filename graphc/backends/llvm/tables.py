@@ -1,0 +1,319 @@
+"""A plan as tables of words: what depends on the plan, then on the sizes, then on one run.
+
+`PlanTables` is made once per plan and knows every size expression by a number.  `bind` evaluates
+each once and gathers: a `Layout` is a template of the words the native driver reads, relative to
+where they will lie.  A `Context` is one copy of it with an arena, used by one run at a time.
+Imports: driver, memory, team, plan, kernel, dims.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphc.backends.llvm.driver import HEADER_WORDS, STEP_WORDS
+from graphc.backends.llvm.memory import Array, OutputPool, address_of, aligned_bytes, aligned_copy
+from graphc.backends.llvm.team import release
+from graphc.dims import Atom, Dim, DimLike, Sizes, evaluate
+from graphc.kernel import Contraction, Kernel, sizes_of
+from graphc.plan import ALIGNMENT, Plan, Ref, Step
+
+Words = npt.NDArray[np.int64]
+
+CLAIM_WORK = 4096
+"""A claim covers at least this many elements' work; less would be mostly synchronisation."""
+
+CLAIMS = 32
+"""Claims per thread a large step is cut into, so that a slow thread costs little."""
+
+TEAM_WORK = 65536
+"""Workers are worth waking for this many elements in steps of more than one block."""
+
+CONTRACTION_DISCOUNT = 8
+"""Multiply-adds of a contraction that cost as much as one element of a loop kernel."""
+
+MAX_CLAIM = 1 << 31
+"""Claims count blocks in 32 bits; a plan with more blocks in a step stays on one thread."""
+
+FAULT_WORDS = 4
+
+
+class _Numbers:
+    """Numbers each distinct size expression; 0 is the constant 1."""
+
+    def __init__(self) -> None:
+        self.dims: dict[DimLike, int] = {1: 0}
+
+    def of(self, dim: DimLike) -> int:
+        return self.dims.setdefault(dim, len(self.dims))
+
+    def all(self, dims: Iterable[DimLike]) -> list[int]:
+        return [self.of(d) for d in dims]
+
+
+class PlanTables:
+    """The part of the tables that holds for every size."""
+
+    def __init__(self, plan: Plan, functions: Sequence[int], workers: int) -> None:
+        self.plan = plan
+        self.claims = CLAIMS * max(2, workers)
+        numbers = _Numbers()
+        steps = plan.steps
+        self._functions = np.array([functions[s.kernel] for s in steps], np.int64)
+        self._waits = np.array([s.wait_from for s in steps], np.int64)
+        if 0 < plan.commit < len(steps):
+            self._waits[plan.commit] = 0
+        self._blocks = _indices(numbers.all(s.blocks for s in steps))
+        self._args_at = _starts(len(s.args) for s in steps)
+        self._sizes_at = _starts(len(s.sizes) for s in steps)
+        self._sizes = _indices(d for s in steps for d in numbers.all(s.sizes))
+        self._work, self._scale = _work_tables(plan, numbers)
+        self._members = _indices(m for slot in plan.slots for m in numbers.all(slot.members))
+        self._members_at = _starts(len(slot.members) for slot in plan.slots)
+        self._shapes = [tuple(numbers.all(v.type.shape or ())) for v in plan.outputs]
+        self._dims = list(numbers.dims)
+        self.atoms = _atoms(self._dims)
+        self.constants = [aligned_copy(c) for c in plan.constants]
+        self._place_arguments()
+
+    def _place_arguments(self) -> None:
+        """Which argument is a slot, a fault record, a constant, or changes with each run."""
+        plan = self.plan
+        first_border = {
+            "input": 0,
+            "state": len(plan.inputs),
+            "output": len(plan.inputs) + len(plan.variables),
+        }
+        self.borders = first_border["output"] + len(plan.outputs)
+        refs = [ref for step in plan.steps for ref in step.args]
+        self._args = len(refs)
+        patches = [
+            (i, first_border[r.kind] + r.index)
+            for i, r in enumerate(refs)
+            if r.kind in first_border
+        ]
+        self._patches = np.array(patches, np.int64).reshape(-1)
+        self._slot_args = _positions(refs, "slot")
+        self._fault_args = _positions(refs, "fault")
+        self._constant_args = _positions(refs, "constant")
+        self._constant_addresses = np.array(
+            [address_of(self.constants[i]) for i in self._constant_args[1]], np.int64
+        )
+
+    def bind(self, sizes: Sizes) -> Layout:
+        """The tables for these sizes; evaluates each distinct size expression once."""
+        values = np.array([evaluate(d, sizes) for d in self._dims], np.int64)
+        slots = self._slot_bytes(values)
+        blocks = values[self._blocks]
+        work = np.prod(values[self._work].astype(np.float64), axis=1) * self._scale
+        shared = float(work[blocks > 1].sum())
+        parallel = shared >= TEAM_WORK and blocks.max(initial=0) < MAX_CLAIM
+        header, places = self._header(parallel, len(self._sizes))
+        words = np.zeros(places.end, np.int64)
+        words[:HEADER_WORDS] = header
+        rows = words[HEADER_WORDS : places.args].reshape(-1, STEP_WORDS)
+        rows[:, 0] = self._functions
+        rows[:, 1] = 8 * (places.args + self._args_at)
+        rows[:, 2] = 8 * (places.sizes + self._sizes_at)
+        rows[:, 3] = self._waits
+        rows[:, 4] = blocks
+        rows[:, 5] = self._chunks(blocks, work)
+        words[places.args + self._fault_args[0]] = 8 * (
+            places.faults + FAULT_WORDS * self._fault_args[1]
+        )
+        words[places.args + self._constant_args[0]] = self._constant_addresses
+        words[places.sizes : places.patches] = values[self._sizes]
+        words[places.patches : places.faults] = self._patches
+        return Layout(
+            words=words,
+            places=places,
+            inside=self._inside(places),
+            slot_args=places.args + self._slot_args[0],
+            slot_offsets=(np.cumsum(slots) - slots)[self._slot_args[1]],
+            arena_bytes=int(slots.sum()),
+            outputs=[
+                OutputPool(tuple(int(values[i]) for i in shape), v.type.dtype.numpy)
+                for shape, v in zip(self._shapes, self.plan.outputs, strict=True)
+            ],
+        )
+
+    def _slot_bytes(self, values: Words) -> Words:
+        if not len(self._members):
+            return np.zeros(0, np.int64)
+        largest = np.maximum.reduceat(values[self._members], self._members_at)
+        return -(-largest // ALIGNMENT) * ALIGNMENT
+
+    def _chunks(self, blocks: Words, work: npt.NDArray[np.float64]) -> Words:
+        """Blocks per claim: a share of the step, but never too little work to be worth a claim."""
+        share = -(-blocks // self.claims)
+        enough = np.ceil(CLAIM_WORK * blocks / np.maximum(work, 1.0)).astype(np.int64)
+        return np.maximum(1, np.minimum(np.maximum(share, enough), blocks))
+
+    def _header(self, parallel: bool, sizes: int) -> tuple[list[int], Places]:
+        plan = self.plan
+        args = HEADER_WORDS + STEP_WORDS * len(plan.steps)
+        sizes_at = args + self._args
+        patches = sizes_at + sizes
+        faults = patches + len(self._patches)
+        borders = faults + FAULT_WORDS * len(plan.checks)
+        places = Places(args, sizes_at, patches, faults, borders, borders + self.borders)
+        header = [
+            len(plan.steps),
+            plan.commit if plan.checks else -1,
+            8 * faults,
+            FAULT_WORDS * len(plan.checks),
+            int(parallel),
+            8 * args,
+            8 * patches,
+            len(self._patches) // 2,
+            8 * borders,
+            DATA_OFFSET,
+        ]
+        return header + [0] * (HEADER_WORDS - len(header)), places
+
+    def _inside(self, places: Places) -> npt.NDArray[np.intp]:
+        """The words that hold addresses relative to the table's start."""
+        rows = HEADER_WORDS + STEP_WORDS * np.arange(len(self.plan.steps))
+        faults = places.args + self._fault_args[0]
+        header = np.array([2, 5, 6, 8])
+        return np.concatenate([header, rows + 1, rows + 2, faults]).astype(np.intp)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the parts of a context's words start; steps follow the header."""
+
+    args: int
+    sizes: int
+    patches: int
+    faults: int
+    borders: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tables for one set of sizes, addresses relative to the start of the table."""
+
+    words: Words
+    places: Places
+    inside: npt.NDArray[np.intp]
+    slot_args: npt.NDArray[np.intp]
+    slot_offsets: Words
+    arena_bytes: int
+    outputs: list[OutputPool]
+
+    @property
+    def context_bytes(self) -> int:
+        return self.arena_bytes + self.words.nbytes
+
+
+class Context:
+    """The memory of one run at a time: arena, tables, fault records."""
+
+    address = 0
+
+    def __init__(self, layout: Layout) -> None:
+        self._arena = aligned_bytes(layout.arena_bytes)
+        memory = aligned_bytes(layout.words.nbytes)
+        self.words: Words = memory.view(np.int64)
+        self.words[:] = layout.words
+        self.address = address_of(memory)
+        self.words[layout.inside] += self.address
+        self.words[layout.slot_args] = layout.slot_offsets + address_of(self._arena)
+        places = layout.places
+        self.faults = self.words[places.faults : places.borders].reshape(-1, FAULT_WORDS)
+        borders = places.end - places.borders
+        self._entry = struct.Struct(f"={borders}q")
+        self._borders = memory.data[8 * places.borders : 8 * places.end]
+
+    def enter(self, arrays: Iterable[Array]) -> None:
+        """Name the arrays of the next run: inputs, state, outputs, in plan order."""
+        self._entry.pack_into(self._borders, 0, *map(_BORDER, arrays))
+
+    def __del__(self, release: Callable[[int], None] = release) -> None:
+        # A worker that lost the processor may still be about to look at these tables.  The default
+        # argument is there while the interpreter shuts down, when module globals may not be.
+        release(self.address)
+
+
+def _indices(numbers: Iterable[int]) -> npt.NDArray[np.intp]:
+    return np.array(list(numbers), np.intp)
+
+
+def _starts(lengths: Iterable[int]) -> npt.NDArray[np.intp]:
+    """Where each of consecutive stretches of these lengths begins."""
+    ends = np.cumsum([0, *lengths])
+    return ends[:-1].astype(np.intp)
+
+
+def _positions(refs: Sequence[Ref], kind: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Where arguments of a kind are, and what each refers to."""
+    found = [(i, r.index) for i, r in enumerate(refs) if r.kind == kind]
+    return _indices(i for i, _ in found), _indices(j for _, j in found)
+
+
+def _work_tables(
+    plan: Plan, numbers: _Numbers
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """Numbers whose product is each step's iteration space, and what one point of it costs."""
+    columns = [sizes_of(kernel) for kernel in plan.kernels]
+    rows = [numbers.all(_axes(plan.kernels[s.kernel], columns[s.kernel], s)) for s in plan.steps]
+    widest = max((len(r) for r in rows), default=0)
+    table = np.zeros((len(rows), widest), np.intp)
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = row
+    contractions = [isinstance(plan.kernels[s.kernel], Contraction) for s in plan.steps]
+    return table, np.where(contractions, 1 / CONTRACTION_DISCOUNT, 1.0)
+
+
+def _axes(kernel: Kernel, columns: Sequence[Dim], step: Step) -> list[DimLike]:
+    """The kernel's extents in terms of the plan's sizes."""
+    actual = dict(zip(columns, step.sizes, strict=True))
+    return [a if isinstance(a, int) else actual[a] for a in kernel.axes]
+
+
+def _atoms(dims: Iterable[DimLike]) -> tuple[Atom, ...]:
+    """Every atom the values of these expressions can depend on."""
+    found: dict[Atom, None] = {}
+    stack = list(dims)
+    while stack:
+        d = stack.pop()
+        if isinstance(d, Dim):
+            for monomial, _ in d.terms:
+                for atom in monomial:
+                    if atom not in found:
+                        found[atom] = None
+                        stack.extend(atom.args)
+    return tuple(found)
+
+
+def _data_offset() -> int:
+    """Where an ndarray object keeps its data pointer, or -1 if that is not certain.
+
+    NumPy's ABI puts it right after the object header; the driver then reads it natively.
+    """
+    import ctypes
+
+    offset = object.__basicsize__
+    for array in (np.zeros(3), np.zeros((2, 5), np.float32)[1:]):
+        there = ctypes.c_int64.from_address(id(array) + offset).value
+        if there != address_of(array):
+            return -1
+    return offset
+
+
+DATA_OFFSET = _data_offset()
+_BORDER: Any = address_of if DATA_OFFSET < 0 else id
+
+
+def default_workers() -> int:
+    """Threads worth planning claims for on this machine."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1

@@ -1,0 +1,171 @@
+"""The process's team of native threads and the call that runs a bound plan.
+
+One team per process, started by the first run that wants it.  Workers spin for some tens of
+microseconds after a run and then sleep in the kernel.  A forked child starts with no workers and a
+team of its own.  Imports: jit, driver, memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from graphc.backends.llvm import driver
+from graphc.backends.llvm.jit import JIT, default_jit
+from graphc.backends.llvm.memory import Array, address_of, aligned_bytes
+from graphc.backends.llvm.target import compile_lock, has_symbol
+
+MAX_WORKERS = 255
+SPIN_SECONDS = 30e-6
+
+_SLEEPERS, _SLEEP_AFTER, _WORKERS = 64, 384, 392
+
+
+class Driver:
+    """The native driver as Python functions; code only, shared by every team of the process."""
+
+    def __init__(self, jit: JIT) -> None:
+        architecture = jit.target.architecture
+        self.threads = has_symbol("pthread_create") and has_symbol("sched_yield")
+        futex = sys.platform == "linux" and architecture in driver.FUTEX_CALL
+        affinity = sys.platform == "linux" and all(
+            has_symbol(f"sched_{name}") for name in ("getcpu", "getaffinity", "setaffinity")
+        )
+        text = driver.driver_text(architecture, self.threads, futex, affinity)
+        names = ["run", "start", "spin", "quiesce"] if self.threads else ["run"]
+        found = jit.compile_text(text, names)
+        word = ctypes.c_int64
+        self.run: Callable[[int, int, int], int] = ctypes.CFUNCTYPE(word, word, word, word)(
+            found["run"]
+        )
+        if not self.threads:
+            return
+        self.start = ctypes.CFUNCTYPE(ctypes.c_int32, word)(found["start"])
+        self.spin = ctypes.CFUNCTYPE(None, word)(found["spin"])
+        self.quiesce = ctypes.CFUNCTYPE(None, word, word)(found["quiesce"])
+
+    def spins_per(self, seconds: float) -> int:
+        """How many pauses take that long here."""
+        trial = 2000
+        best = 1.0
+        for _ in range(3):
+            started = time.perf_counter()
+            self.spin(trial)
+            best = min(best, time.perf_counter() - started)
+        return max(64, int(trial * seconds / best))
+
+
+class Team:
+    """Workers and their control block; `run` is the one native call of a run."""
+
+    def __init__(self, native: Driver) -> None:
+        self.native = native
+        self.workers = 0
+        self._most = MAX_WORKERS if native.threads else 0
+        self._lock = threading.Lock()
+        self.control = address_of(_control_block())
+
+    def run(self, plan: int, threads: int) -> int:
+        """Run the plan table at this address; 1 if a check failed.  Releases the GIL."""
+        helpers = min(threads - 1, self._most)
+        if helpers > self.workers:
+            self._grow(helpers)
+        return self.native.run(self.control, plan, helpers)
+
+    def release(self, plan: int) -> None:
+        """Return when no worker is inside the plan table at this address."""
+        if self.workers:
+            self.native.quiesce(self.control, plan)
+
+    def _grow(self, wanted: int) -> None:
+        with self._lock, _signals_blocked():
+            if not self.workers:
+                self._word(_SLEEP_AFTER).value = self.native.spins_per(SPIN_SECONDS)
+            while self.workers < wanted:
+                slot = self.control + driver.CONTROL_BYTES + driver.WORKER_BYTES * self.workers
+                ctypes.c_int64.from_address(slot + 8).value = self.control
+                # Counted before it starts: `quiesce` must look at the slot of a running worker.
+                self._word(_WORKERS).value = self.workers + 1
+                if self.native.start(slot):
+                    self._most = self.workers  # the system allows no more: same results, slower
+                    break
+                self.workers += 1
+
+    def _word(self, offset: int) -> ctypes.c_int64:
+        return ctypes.c_int64.from_address(self.control + offset)
+
+
+def _control_block() -> Array:
+    """Zeroed memory that is never freed: workers read it until the very end of the process."""
+    size = driver.CONTROL_BYTES + driver.WORKER_BYTES * MAX_WORKERS
+    memory = aligned_bytes(size)
+    memory[:] = 0
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
+    return memory
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Threads started inside inherit the mask, so Ctrl-C always reaches a Python thread."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+_team: Team | None = None
+_retired: list[Team] = []
+_lock = threading.Lock()
+
+
+def team() -> Team:
+    """The team of this process."""
+    global _team
+    found = _team
+    if found is None:
+        native = _driver()
+        with _lock:
+            if _team is None:
+                _team = Team(native)
+            found = _team
+    return found
+
+
+_native: Driver | None = None
+
+
+def _driver() -> Driver:
+    global _native
+    with compile_lock:
+        if _native is None:
+            _native = Driver(default_jit())
+        return _native
+
+
+def release(plan: int) -> None:
+    """Return when no worker of this process is inside the plan table at this address."""
+    if _team is not None:
+        _team.release(plan)
+
+
+def _forget_team() -> None:
+    """In a forked child: the parent's workers do not exist here and its locks may be held."""
+    global _team, _lock
+    _lock = threading.Lock()
+    if _team is not None:
+        _retired.append(_team)
+        _team = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_team)
