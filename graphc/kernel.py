@@ -331,6 +331,29 @@ def sizes_of(kernel: Kernel) -> tuple[Dim, ...]:
     return tuple(found)
 
 
+def rename_sizes(kernel: Kernel, names: dict[Dim, Dim]) -> Kernel:
+    """The kernel with each symbolic size replaced, so that kernels can be compared."""
+    done: dict[int, Expr] = {}
+
+    def visit(obj: Any) -> Any:
+        if isinstance(obj, Dim):
+            return names[obj]
+        if isinstance(obj, tuple):
+            return tuple(visit(x) for x in obj)
+        if isinstance(obj, Expr):
+            found = done.get(id(obj))
+            if found is None:
+                found = Expr(obj.op, visit(obj.args), visit(obj.value), obj.dtype)
+                done[id(obj)] = found
+            return found
+        if hasattr(obj, "__dataclass_fields__") and not isinstance(obj, DType):
+            return type(obj)(*(visit(getattr(obj, f.name)) for f in fields(obj)))
+        return obj
+
+    renamed: Kernel = visit(kernel)
+    return renamed
+
+
 def grid_axes(kernel: LoopKernel) -> tuple[int, ...]:
     """The parallel axes that blocks enumerate, row-major: at most two besides the vector axis."""
     return tuple(a for a in kernel.par if a != kernel.vec)[:2]

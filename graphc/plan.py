@@ -94,6 +94,7 @@ class BufferUse:
     bytes: DimLike
     first: int
     last: int
+    in_place_of: str = ""  # the buffer whose memory this one takes over at its first step
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
-from graphc.ops import arithmetic, linalg, reduce, shape, state
+from graphc.ops import (
+    activation,
+    arithmetic,
+    check,
+    linalg,
+    logic,
+    math,
+    reduce,
+    shape,
+    state,
+    statistics,
+)
 
-__all__ = ["arithmetic", "linalg", "reduce", "shape", "state"]
+__all__ = [
+    "activation",
+    "arithmetic",
+    "check",
+    "linalg",
+    "logic",
+    "math",
+    "reduce",
+    "shape",
+    "state",
+    "statistics",
+]

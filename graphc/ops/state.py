@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
-from graphc.errors import GraphError, GraphTypeError, ShapeError
+from graphc.errors import GraphError, GraphTypeError, RunError, ShapeError
 from graphc.graph import (
     METHODS,
     Attrs,
@@ -25,6 +25,7 @@ from graphc.graph import (
     describe,
     get_default_graph,
     make,
+    require_equal,
 )
 from graphc.ops.define import NOT_DIFFERENTIABLE, as_tensor, constant, elementwise, op
 from graphc.types import DTYPES, TensorType, as_dtype, float32
@@ -135,6 +136,45 @@ stop_gradient = elementwise(
     doc="x, taken as a constant by gradients.",
 )
 
+# ---- ensure_shape ------------------------------------------------------------------------------
+
+
+def _infer_ensured(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (x,) = types
+    wanted = attrs["shape"]
+    if x.shape is not None:
+        if len(x.shape) != len(wanted):
+            raise ShapeError(f"{x} does not have rank {len(wanted)}")
+        for d, e in zip(x.shape, wanted, strict=True):
+            require_equal(d, e, f"{x} is not of type {TensorType(x.dtype, wanted)}")
+    return (TensorType(x.dtype, wanted),)
+
+
+def _ensured_reference(attrs: Attrs, x: Any) -> Any:
+    if np.shape(x) != tuple(attrs["shape"]):
+        raise RunError(f"an array of shape {np.shape(x)} is not of shape {attrs['shape']}")
+    return x
+
+
+_ensure_op = op(
+    "ensure_shape",
+    "elementwise",
+    infer=_infer_ensured,
+    reference=_ensured_reference,
+    vjp=lambda y, g, x: [g],
+    lower=lambda s, x, shape: x,
+)
+
+
+def ensure_shape(x: Any, shape: Any, name: str | None = None) -> Tensor:
+    """x, known to have `shape` from here on: a run in which it has not is a ShapeError."""
+    x = as_tensor(x)
+    declared = declared_shape(shape, name or "ensure_shape")
+    if declared is None:
+        return x
+    return make(_ensure_op, (x,), {"shape": declared}, name).outputs[0]
+
+
 # ---- group, no_op ------------------------------------------------------------------------------
 group_op = op(
     "group",
@@ -183,8 +223,12 @@ def _infer_assign(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     variable, value = types
     if value.dtype is not variable.dtype:
         raise GraphTypeError(f"a value of dtype {value.dtype} for a {variable.dtype} variable")
-    if value.shape is not None and value.shape != variable.shape:
-        raise ShapeError(f"a value of type {value} for a variable of type {variable}")
+    message = f"a value of type {value} for a variable of type {variable}"
+    if value.shape is not None and variable.shape is not None:
+        if len(value.shape) != len(variable.shape):
+            raise ShapeError(message)
+        for d, e in zip(value.shape, variable.shape, strict=True):
+            require_equal(d, e, message)
     return (variable,)
 
 
@@ -251,6 +295,12 @@ class Variable(Tensor):
     def read_value(self) -> Tensor:
         """A node that reads the variable, ordered behind the open control dependencies."""
         return make(read_op, (self,), {}, f"{self.node.name}/read").outputs[0]
+
+    def initialized_value(self) -> Tensor:
+        """The variable's value behind its initializer: for the initial values of others."""
+        graph = graph_of([self])
+        with graph.control_dependencies(None), graph.control_dependencies([self.initializer]):
+            return self.read_value()
 
     def assign(self, value: Any, name: str | None = None) -> Tensor:
         """Set the variable when run; the result is the new value."""

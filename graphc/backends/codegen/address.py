@@ -1,0 +1,278 @@
+"""Addresses of accesses, computed piece by piece as loops open.
+
+An access is prepared once at function entry (`Address`: byte steps per axis).  A `Cursor` is what is
+known of it with some loops open; opening a loop advances it.  `resolve` adds the vector axis and
+a data-dependent index and yields a `Place`.  Imports: memory, text, kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from graphc.backends.codegen.memory import Place, both
+from graphc.backends.codegen.text import (
+    LANE_INDEX,
+    LANES,
+    FunctionText,
+    splat_literal,
+    vector,
+)
+from graphc.dims import DimLike
+from graphc.kernel import Access, Term
+
+_I64 = vector("i64")
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A guarded term: byte `step` per index, `(sum(coef * axis) + shift) / div` within `limit`."""
+
+    coefs: tuple[tuple[int, str], ...]
+    axes: int
+    shift: str
+    div: int
+    limit: str
+    step: str
+
+
+@dataclass(frozen=True)
+class Address:
+    """An access prepared at entry: `start` includes every constant part of unguarded terms."""
+
+    start: str
+    itemsize: int
+    steps: Mapping[int, str]
+    guarded: tuple[Guarded, ...]
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """The pointer for the loops open so far, and whether every finished guard holds."""
+
+    pointer: str
+    guard: str | None = None
+
+
+def prepare(f: FunctionText, access: Access, itemsize: int) -> Address:
+    """Emit the loop-invariant parts of an access (into the entry block)."""
+    offset = f.mul(f.dim(access.offset), itemsize)
+    steps: dict[int, str] = {}
+    guarded = []
+    for term in access.terms:
+        step = f.mul(f.dim(term.stride), itemsize)
+        if term.limit is not None:
+            guarded.append(_guarded(f, term, term.limit, step))
+            continue
+        offset = f.add(offset, f.mul(f.dim(term.shift), step))
+        for axis, coefficient in term.axes:
+            part = f.mul(f.dim(coefficient), step)
+            steps[axis] = f.add(steps.get(axis, "0"), part)
+    steps = {a: s for a, s in steps.items() if s != "0"}
+    pointer = f.offset(f.bases[access.buf], offset)
+    return Address(pointer, itemsize, steps, tuple(guarded))
+
+
+def _guarded(f: FunctionText, term: Term, limit: DimLike, step: str) -> Guarded:
+    coefs: dict[int, str] = {}
+    for axis, coefficient in term.axes:
+        coefs[axis] = f.add(coefs.get(axis, "0"), f.dim(coefficient))
+    items = tuple((a, c) for a, c in coefs.items() if c != "0")
+    axes = sum(1 << a for a, _ in items)
+    return Guarded(items, axes, f.dim(term.shift), term.div, f.dim(limit), step)
+
+
+def start(f: FunctionText, address: Address) -> Cursor:
+    """The cursor with no loop open: guards over no axis at all are decided."""
+    cursor = Cursor(address.start)
+    for term in address.guarded:
+        if term.axes == 0:
+            cursor = _pass_guard(f, cursor, term, term.shift)
+    return cursor
+
+
+def advance(
+    f: FunctionText,
+    address: Address,
+    cursor: Cursor,
+    opened: int,
+    available: int,
+    index: Mapping[int, str],
+    vec: int,
+) -> Cursor:
+    """The cursor after opening loops over the axes in `opened`."""
+    for axis, step in address.steps.items():
+        if opened >> axis & 1:
+            pointer = f.offset(cursor.pointer, f.mul(index[axis], step))
+            cursor = Cursor(pointer, cursor.guard)
+    for term in address.guarded:
+        if term.axes & opened and not term.axes & ~available and not term.axes >> vec & 1:
+            cursor = _pass_guard(f, cursor, term, _numerator(f, term, index))
+    return cursor
+
+
+def _numerator(f: FunctionText, term: Guarded, index: Mapping[int, str]) -> str:
+    total = term.shift
+    for axis, coefficient in term.coefs:
+        total = f.add(total, f.mul(index[axis], coefficient))
+    return total
+
+
+def _pass_guard(f: FunctionText, cursor: Cursor, term: Guarded, numerator: str) -> Cursor:
+    """Add a guarded index whose axes are all scalar."""
+    # Unsigned: a negative numerator is huge, hence outside.
+    inside: str | None = f.value(f"icmp ult i64 {numerator}, {f.mul(term.limit, term.div)}")
+    if term.div != 1:
+        left = f.value(f"srem i64 {numerator}, {term.div}")
+        inside = both(f, inside, f.value(f"icmp eq i64 {left}, 0"), "i1")
+        numerator = f.value(f"sdiv i64 {numerator}, {term.div}")
+    pointer = f.offset(cursor.pointer, f.mul(numerator, term.step))
+    return Cursor(pointer, both(f, cursor.guard, inside, "i1"))
+
+
+@dataclass
+class _Lanes:
+    """What the vector axis adds to a cursor."""
+
+    pointer: str
+    guard: str | None
+    mask: str | None
+    step: str  # bytes from lane to lane
+    offsets: str | None  # further bytes per lane, where they are not affine
+    distinct: bool
+
+
+def resolve(
+    f: FunctionText,
+    address: Address,
+    cursor: Cursor,
+    index: Mapping[int, str],
+    vec: int | None,
+    unit: int,
+    element: tuple[str, str | None, bool] | None = None,
+) -> Place:
+    """The place of LANES elements, `unit` vectors after the cursor.
+
+    `vec` is the vector axis while its loop is open, else None.  `element` is a data-dependent index:
+    (vector of i64, extent or None, whether its lanes differ).
+    """
+    lanes = _Lanes(cursor.pointer, cursor.guard, None, "0", None, True)
+    if vec is not None:
+        _vector_axis(f, address, lanes, index, vec, unit)
+    if element is not None:
+        _element(f, address, lanes, *element)
+    return _place(f, address, lanes)
+
+
+def _vector_axis(
+    f: FunctionText,
+    address: Address,
+    lanes: _Lanes,
+    index: Mapping[int, str],
+    vec: int,
+    unit: int,
+) -> None:
+    step = address.steps.get(vec, "0")
+    lanes.step = step
+    lanes.pointer = f.offset(lanes.pointer, f.mul(step, LANES * unit))
+    for term in address.guarded:
+        if not term.axes >> vec & 1:
+            continue
+        coefficient = dict(term.coefs)[vec]
+        numerator = f.add(_numerator(f, term, index), f.mul(coefficient, LANES * unit))
+        if term.div == 1:
+            _affine_guard(f, lanes, term, numerator, coefficient)
+        elif coefficient.lstrip("-").isdigit() and int(coefficient) % term.div == 0:
+            left = f.value(f"srem i64 {numerator}, {term.div}")
+            lanes.guard = both(f, lanes.guard, f.value(f"icmp eq i64 {left}, 0"), "i1")
+            numerator = f.value(f"sdiv i64 {numerator}, {term.div}")
+            _affine_guard(f, lanes, term, numerator, str(int(coefficient) // term.div))
+        else:
+            _divided_guard(f, lanes, term, numerator, coefficient)
+
+
+def _affine_guard(
+    f: FunctionText, lanes: _Lanes, term: Guarded, first: str, coefficient: str
+) -> None:
+    """Lane i has index `first + coefficient * i`."""
+    indices = _ramp(f, first, coefficient)
+    limit = f.splat("i64", term.limit)
+    inside = f.value(f"icmp ult {_I64} {indices}, {limit}")
+    lanes.mask = both(f, lanes.mask, inside)
+    lanes.pointer = f.offset(lanes.pointer, f.mul(first, term.step))
+    lanes.step = f.add(lanes.step, f.mul(coefficient, term.step))
+
+
+def _divided_guard(
+    f: FunctionText, lanes: _Lanes, term: Guarded, first: str, coefficient: str
+) -> None:
+    """Lanes whose numerator `div` does not divide are outside; the others are not affine."""
+    numerators = _ramp(f, first, coefficient)
+    limit = f.splat("i64", f.mul(term.limit, term.div))
+    inside = f.value(f"icmp ult {_I64} {numerators}, {limit}")
+    divisor = splat_literal(term.div, "i64")
+    indices = f.value(f"udiv {_I64} {numerators}, {divisor}")
+    back = f.value(f"mul {_I64} {indices}, {divisor}")
+    exact = f.value(f"icmp eq {_I64} {back}, {numerators}")
+    lanes.mask = both(f, both(f, lanes.mask, inside), exact)
+    step = f.splat("i64", term.step)
+    _add_offsets(f, lanes, f.value(f"mul {_I64} {indices}, {step}"))
+
+
+def _add_offsets(f: FunctionText, lanes: _Lanes, offsets: str) -> None:
+    if lanes.offsets is not None:
+        offsets = f.value(f"add {_I64} {lanes.offsets}, {offsets}")
+    lanes.offsets = offsets
+
+
+def _element(
+    f: FunctionText,
+    address: Address,
+    lanes: _Lanes,
+    indices: str,
+    extent: str | None,
+    differs: bool,
+) -> None:
+    """Add a data-dependent element index."""
+    if not differs:
+        one = f.value(f"extractelement {_I64} {indices}, i32 0")
+        if extent is not None:
+            inside = f.value(f"icmp ult i64 {one}, {extent}")
+            lanes.guard = both(f, lanes.guard, inside, "i1")
+        lanes.pointer = f.offset(lanes.pointer, f.mul(one, address.itemsize))
+        return
+    if extent is not None:
+        limit = f.splat("i64", extent)
+        lanes.mask = both(f, lanes.mask, f.value(f"icmp ult {_I64} {indices}, {limit}"))
+    size = splat_literal(address.itemsize, "i64")
+    _add_offsets(f, lanes, f.value(f"mul {_I64} {indices}, {size}"))
+    lanes.distinct = False
+
+
+def _place(f: FunctionText, address: Address, lanes: _Lanes) -> Place:
+    kind = "any"
+    if lanes.offsets is None:
+        if lanes.step == "0" and lanes.mask is None:
+            kind = "one"
+        elif lanes.step == str(address.itemsize):
+            kind = "up"
+        elif lanes.step == str(-address.itemsize):
+            kind = "down"
+    offsets = ""
+    distinct = lanes.distinct and lanes.step != "0" or lanes.offsets is not None and lanes.distinct
+    if kind == "any":
+        offsets = _ramp(f, "0", lanes.step)
+        if lanes.offsets is not None:
+            offsets = f.value(f"add {_I64} {offsets}, {lanes.offsets}")
+    return Place(kind, lanes.pointer, offsets, lanes.guard, lanes.mask, distinct)
+
+
+def _ramp(f: FunctionText, first: str, step: str) -> str:
+    """The vector first, first + step, first + 2 * step, ..."""
+    if step.lstrip("-").isdigit():
+        offsets = "<" + ", ".join(f"i64 {i * int(step)}" for i in range(LANES)) + ">"
+    else:
+        offsets = f.value(f"mul {_I64} {f.splat('i64', step)}, {LANE_INDEX}")
+    if first == "0":
+        return offsets
+    return f.value(f"add {_I64} {f.splat('i64', first)}, {offsets}")

@@ -1,0 +1,286 @@
+"""The epilogue of a contraction: scalar expressions over a finished tile of C, then stores.
+
+Runs along the rows of the tile, LANES columns at a time.  Columns at the edge are masked.
+Imports: text, scalar, contract_access, kernel, types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from graphc.backends.codegen.contract_access import (
+    Group,
+    Operand,
+    Record,
+    fused_axes,
+    guards_axis,
+    linear,
+    sum_records,
+)
+from graphc.backends.codegen.scalar import emit_scalar
+from graphc.backends.codegen.text import (
+    LANE_INDEX,
+    LANES,
+    FunctionText,
+    literal,
+    memory_type,
+    scalar_type,
+    splat_literal,
+    suffix,
+    vector,
+)
+from graphc.kernel import Access, Contraction, Expr, Store
+from graphc.types import DType, int64
+
+MASK = vector("i1")
+WIDE = vector("i64")
+
+
+@dataclass(frozen=True)
+class Place:
+    """LANES elements of the tile: coordinates of row and batch axes, first column, mask."""
+
+    scalars: Mapping[int, str]
+    column: str
+    mask: str
+    acc: str
+
+
+class Epilogue:
+    """Emits the expressions and stores of a contraction; `cols` is the vector axis group."""
+
+    def __init__(self, f: FunctionText, c: Contraction, cols: Group) -> None:
+        self.f = f
+        self.c = c
+        self.cols = cols
+        self.operands: dict[Access, Operand] = {}
+        self.place = Place({}, "", "", "")
+        self.values: dict[Expr, str] = {}
+        self.columns: dict[int, str] = {}
+        for store in c.stores:
+            self._prepare(store.access)
+            self._prepare_expr(store.expr)
+            if store.index is not None:
+                self._prepare_expr(store.index)
+
+    def _prepare(self, access: Access) -> None:
+        if access not in self.operands:
+            axes = range(len(self.c.axes))
+            itemsize = self.c.bufs[access.buf].itemsize
+            self.operands[access] = Operand(self.f, access, itemsize, axes)
+
+    def _prepare_expr(self, e: Expr) -> None:
+        if e.op in ("load", "gather"):
+            self._prepare(e.value[0])
+        for operand in e.args:
+            self._prepare_expr(operand)
+
+    def emit(self, place: Place) -> None:
+        """All stores for LANES elements: every expression is read before the first is written."""
+        self.place = place
+        self.values = {}
+        self.columns = {}
+        results = [self._value(store.expr) for store in self.c.stores]
+        for store, result in zip(self.c.stores, results, strict=True):
+            self._store(store, result)
+
+    # ---- expressions
+
+    def _value(self, e: Expr) -> str:
+        found = self.values.get(e)
+        if found is None:
+            found = self.values[e] = self._compute(e)
+        return found
+
+    def _compute(self, e: Expr) -> str:
+        f, scalar = self.f, scalar_type(e.dtype)
+        if e.op == "acc":
+            return self.place.acc
+        if e.op == "const":
+            return splat_literal(e.value, scalar)
+        if e.op == "size":
+            return self._number(f.splat("i64", f.dim(e.value)), e.dtype)
+        if e.op == "axis":
+            return self._axis(e.value)
+        if e.op == "load":
+            access, fill = e.value
+            return self._load(access, literal(fill, scalar), e.dtype)
+        if e.op == "gather":
+            access, extent = e.value
+            index = self._value(e.args[0])
+            below = f.value(f"icmp ult {WIDE} {index}, {f.splat('i64', f.dim(extent))}")
+            return self._gather(access, literal(0, scalar), e.dtype, index, below)
+        operand = e.args[1].dtype if e.op == "select" else e.args[0].dtype
+        return emit_scalar(f, e.op, [self._value(x) for x in e.args], operand, e.dtype)
+
+    def _number(self, wide: str, dtype: DType) -> str:
+        return wide if dtype is int64 else emit_scalar(self.f, "cast", [wide], int64, dtype)
+
+    def _axis(self, axis: int) -> str:
+        if axis in self.place.scalars:
+            return self.f.splat("i64", self.place.scalars[axis])
+        return self._column_coordinates()[axis]
+
+    def _column_coordinates(self) -> dict[int, str]:
+        """Indices along the column axes, a vector each."""
+        if not self.columns:
+            f = self.f
+            flat = f.value(f"add {WIDE} {f.splat('i64', self.place.column)}, {LANE_INDEX}")
+            for i in range(len(self.cols.axes) - 1, 0, -1):
+                extent = f.splat("i64", f.smax(f.dim(self.cols.extents[i]), 1))
+                self.columns[self.cols.axes[i]] = f.value(f"urem {WIDE} {flat}, {extent}")
+                flat = f.value(f"udiv {WIDE} {flat}, {extent}")
+            if self.cols.axes:
+                self.columns[self.cols.axes[0]] = flat
+        return self.columns
+
+    # ---- memory
+
+    def _uniform(self, access: Access) -> bool:
+        return all(linear(access, a) == 0 and not guards_axis(access, a) for a in self.cols.axes)
+
+    def _contiguous(self, access: Access) -> bool:
+        return fused_axes(access, self.cols) == len(self.cols.axes) > 0
+
+    def _row_record(self, operand: Operand) -> Record:
+        return sum_records(self.f, operand.origin(), operand.part(self.f, self.place.scalars))
+
+    def _along_columns(self, access: Access) -> tuple[str, str]:
+        """First address and mask of LANES contiguous elements."""
+        f, operand = self.f, self.operands[access]
+        record = self._row_record(operand)
+        record[0] = f.add(record[0], self.place.column)
+        address, inside = operand.locate(f, record)
+        if inside:
+            return address, f.value(f"and {MASK} {self.place.mask}, {f.splat('i1', inside)}")
+        return address, self.place.mask
+
+    def _scattered(self, access: Access, index: str, below: str) -> tuple[str, str]:
+        """LANES addresses and a mask, for any access."""
+        f, operand = self.f, self.operands[access]
+        columns = self._column_coordinates()
+        record = self._row_record(operand)
+        words = [f.splat("i64", word) for word in record]
+        for axis, coords in columns.items():
+            factors = [operand.strides[axis]]
+            factors += [guard.coefs.get(axis, "0") for guard in operand.guards]
+            for i, factor in enumerate(factors):
+                if factor != "0":
+                    moved = f.value(f"mul {WIDE} {coords}, {f.splat('i64', factor)}")
+                    words[i] = f.value(f"add {WIDE} {words[i]}, {moved}")
+        offset, mask = words[0], self.place.mask
+        for guard, numerator in zip(operand.guards, words[1:], strict=True):
+            at = numerator
+            if guard.div != 1:
+                divisor = f.splat("i64", str(guard.div))
+                at = f.value(f"sdiv {WIDE} {numerator}, {divisor}")
+                back = f.value(f"mul {WIDE} {at}, {divisor}")
+                mask = self._and(mask, f.value(f"icmp eq {WIDE} {back}, {numerator}"))
+                moved = f.value(f"mul {WIDE} {at}, {f.splat('i64', guard.stride)}")
+                offset = f.value(f"add {WIDE} {offset}, {moved}")
+            limit = f.splat("i64", guard.limit)
+            mask = self._and(mask, f.value(f"icmp ult {WIDE} {at}, {limit}"))
+        if index:
+            offset = f.value(f"add {WIDE} {offset}, {index}")
+        if below:
+            mask = self._and(mask, below)
+        kind = memory_type(self.c.bufs[access.buf])
+        return f.value(f"getelementptr {kind}, ptr {operand.base}, {WIDE} {offset}"), mask
+
+    def _and(self, a: str, b: str) -> str:
+        return self.f.value(f"and {MASK} {a}, {b}")
+
+    def _load(self, access: Access, fill: str, dtype: DType) -> str:
+        f, kind = self.f, memory_type(dtype)
+        if self._uniform(access):
+            return self._load_one(access, fill, dtype)
+        if not self._contiguous(access):
+            return self._gather(access, fill, dtype, "", "")
+        address, mask = self._along_columns(access)
+        x = f.call(
+            vector(kind),
+            f"llvm.masked.load.{suffix(kind)}.p0",
+            ("ptr", address),
+            ("i32", str(dtype.itemsize)),
+            (MASK, mask),
+            (vector(kind), _fill(fill, kind)),
+        )
+        return self._from_memory(x, dtype)
+
+    def _load_one(self, access: Access, fill: str, dtype: DType) -> str:
+        """A value that all columns share."""
+        f, kind, operand = self.f, memory_type(dtype), self.operands[access]
+        address, inside = operand.locate(f, self._row_record(operand))
+        if not inside:
+            one = f.value(f"load {kind}, ptr {address}, align {dtype.itemsize}")
+            return self._from_memory(f.splat(kind, one), dtype)
+        before, yes, no = f.block, f.fresh("in"), f.fresh("out")
+        f.branch_if(inside, yes, no)
+        f.label(yes)
+        one = f.value(f"load {kind}, ptr {address}, align {dtype.itemsize}")
+        f.branch(no)
+        f.label(no)
+        one = f.value(f"phi {kind} [ {_bit(fill)}, %{before} ], [ {one}, %{yes} ]")
+        return self._from_memory(f.splat(kind, one), dtype)
+
+    def _gather(self, access: Access, fill: str, dtype: DType, index: str, below: str) -> str:
+        f, kind = self.f, memory_type(dtype)
+        addresses, mask = self._scattered(access, index, below)
+        x = f.call(
+            vector(kind),
+            f"llvm.masked.gather.{suffix(kind)}.v{LANES}p0",
+            (vector("ptr"), addresses),
+            ("i32", str(dtype.itemsize)),
+            (MASK, mask),
+            (vector(kind), _fill(fill, kind)),
+        )
+        return self._from_memory(x, dtype)
+
+    def _from_memory(self, x: str, dtype: DType) -> str:
+        if not dtype.is_bool:
+            return x
+        return self.f.value(f"icmp ne {vector('i8')} {x}, zeroinitializer")
+
+    def _store(self, store: Store, x: str) -> None:
+        f, dtype = self.f, self.c.bufs[store.access.buf]
+        kind = memory_type(dtype)
+        if store.add:
+            old = self._load(store.access, literal(0, scalar_type(dtype)), dtype)
+            x = emit_scalar(f, "add", [old, x], dtype, dtype)
+        if dtype.is_bool:
+            x = f.value(f"zext {MASK} {x} to {vector('i8')}")
+        if store.index is None and self._contiguous(store.access):
+            address, mask = self._along_columns(store.access)
+            f.call(
+                "void",
+                f"llvm.masked.store.{suffix(kind)}.p0",
+                (vector(kind), x),
+                ("ptr", address),
+                ("i32", str(dtype.itemsize)),
+                (MASK, mask),
+            )
+            return
+        index, below = "", ""
+        if store.index is not None:
+            index = self._value(store.index)
+            extent = f.splat("i64", f.dim(store.extent or 0))
+            below = f.value(f"icmp ult {WIDE} {index}, {extent}")
+        addresses, mask = self._scattered(store.access, index, below)
+        f.call(
+            "void",
+            f"llvm.masked.scatter.{suffix(kind)}.v{LANES}p0",
+            (vector(kind), x),
+            (vector("ptr"), addresses),
+            ("i32", str(dtype.itemsize)),
+            (MASK, mask),
+        )
+
+
+def _bit(fill: str) -> str:
+    """A scalar constant as it is in memory."""
+    return {"true": "1", "false": "0"}.get(fill, fill)
+
+
+def _fill(fill: str, kind: str) -> str:
+    return f"splat ({kind} {_bit(fill)})"

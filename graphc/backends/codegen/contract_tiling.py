@@ -1,0 +1,244 @@
+"""How a contraction is cut: register tile, blocks, depth of a packed slice.
+
+Tiling follows from the contraction and the target alone, never from threads, and never changes
+bits: each element of C is one chain of fused multiply-adds however it is cut.
+Imports: targets, contract_access, kernel, dims.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from graphc.backends.codegen.contract_access import Group, fused_axes, guarded, run_length
+from graphc.backends.codegen.targets import Target
+from graphc.dims import DimLike, ceildiv, maximum, minimum, product
+from graphc.kernel import Access, Contraction
+
+UNKNOWN_SIZE = 256
+"""What tiling assumes of a size known only at run time."""
+
+DEPTH = 256
+"""Steps along k that one packed slice covers: a panel of A then stays in the L1 cache."""
+
+SPREAD_ROWS = 32
+"""Fewest rows worth a block of their own when the number of rows is known only at run time."""
+
+SCRATCH_BYTES = 544 * 1024
+"""Stack a block may use for its packed slices and its tile of C."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How one operand is packed.
+
+    'rows'       [row][k], copied along k
+    'panels'     [panel][k][row of panel], copied along the rows
+    'transpose'  the same layout, from runs along k
+    'direct'     not packed: vectors are read in place (few rows would not repay a copy)
+    `fused` trailing axes of the copied group form one contiguous run.
+    """
+
+    mode: str
+    fused: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The cut.  `rows` (broadcast) and `cols` (vector) are the m and n axes, or n and m."""
+
+    rows: Group
+    cols: Group
+    left: Access
+    right: Access
+    pack_left: Packing
+    pack_right: Packing
+    lanes: int
+    tile_rows: int
+    tile_vectors: int
+    block_rows: int
+    block_cols: int
+    depth: int
+    spread: int  # blocks along rows of unknown number, as long as each has SPREAD_ROWS
+
+    @property
+    def tile_cols(self) -> int:
+        return self.tile_vectors * self.lanes
+
+
+def groups(c: Contraction) -> tuple[Group, Group, Group, Group]:
+    """The batch, m, n and k axes."""
+    found: list[Group] = []
+    first = 0
+    for extents in (c.batch, c.m, c.n, c.k):
+        found.append(Group(tuple(range(first, first + len(extents))), extents))
+        first += len(extents)
+    return found[0], found[1], found[2], found[3]
+
+
+def assumed(size: DimLike) -> int:
+    return size if isinstance(size, int) else UNKNOWN_SIZE
+
+
+def assumed_size(group: Group) -> int:
+    """The product of a group's extents, each assumed where it is unknown."""
+    return math.prod(assumed(extent) for extent in group.extents)
+
+
+def tile(c: Contraction, target: Target) -> Tiling:
+    """The tiling of a contraction on a target."""
+    _, m, n, k = groups(c)
+    lanes = target.lanes(c.dtype.itemsize)
+    rows, cols, left, right = m, n, c.a, c.b
+    if _orientation_cost(c, n, m, lanes) < _orientation_cost(c, m, n, lanes):
+        rows, cols, left, right = n, m, c.b, c.a
+    tile_rows, vectors = _register_tile(assumed_size(rows), assumed_size(cols), lanes, target)
+    pack_right = _packing(right, cols, k, broadcast=False)
+    if _reads_in_place(right, rows, cols, k):
+        pack_right = Packing("direct", len(cols.axes))
+        vectors = min(8 // tile_rows, max(-(-assumed_size(cols) // lanes), 1))
+    depth = _depth(k)
+    block_rows, block_cols = _block(
+        assumed_size(rows),
+        assumed_size(cols),
+        assumed_size(k),
+        tile_rows,
+        vectors * lanes,
+        depth,
+        c.dtype.itemsize,
+    )
+    return Tiling(
+        rows,
+        cols,
+        left,
+        right,
+        _packing(left, rows, k, broadcast=True),
+        pack_right,
+        lanes,
+        tile_rows,
+        vectors,
+        block_rows,
+        block_cols,
+        depth,
+        _spread(rows, cols, block_cols),
+    )
+
+
+def block_count(c: Contraction, t: Tiling) -> DimLike:
+    """How many blocks there are."""
+    rows, cols = t.rows.size, ceildiv(t.cols.size, t.block_cols)
+    by_rows = ceildiv(rows, t.block_rows)
+    if t.spread > 1:
+        by_rows = maximum(by_rows, minimum(t.spread, ceildiv(rows, SPREAD_ROWS)))
+    return product((*c.batch, by_rows, cols))
+
+
+def _orientation_cost(c: Contraction, rows: Group, cols: Group, lanes: int) -> float:
+    """Cycles per element of C, roughly, when vectors run along `cols`."""
+    _, m, _, k = groups(c)
+    left, right = (c.a, c.b) if rows == m else (c.b, c.a)
+    depth, size = assumed_size(k), max(assumed_size(cols), 1)
+    padding = -(-size // lanes) * lanes / size if isinstance(cols.size, int) else 1.1
+    store = c.stores[0].access if c.stores else c.a
+    contiguous = fused_axes(store, cols) == len(cols.axes)
+    cost = depth / 16 * padding + (0.5 if contiguous else 5)
+    pack_left = _PACK_CYCLES[_packing(left, rows, k, broadcast=True).mode]
+    pack_right = _PACK_CYCLES[_packing(right, cols, k, broadcast=False).mode]
+    cost += depth * (pack_left + _run_cycles(left, rows, k)) / min(size, 256)
+    cost += depth * (pack_right + _run_cycles(right, cols, k)) / max(min(assumed_size(rows), 96), 1)
+    return cost
+
+
+_PACK_CYCLES = {"rows": 0.1, "panels": 0.3, "transpose": 0.7, "direct": 0.0}
+"""Cycles per element packed, runs being long."""
+
+
+def _run_cycles(access: Access, free: Group, k: Group) -> float:
+    """Cycles per element that go to finding short runs."""
+    score = max(_run_score(access, free), _run_score(access, k))
+    return 6.0 if score < 4 else 12 / score - 0.75
+
+
+def _register_tile(rows: int, cols: int, lanes: int, target: Target) -> tuple[int, int]:
+    """The tile that wastes least on the edges; tall ones are packed in fewer pieces."""
+    best = (float("inf"), 1, 1)
+    vectors_needed = max(-(-cols // lanes), 1)
+    for vectors in (2, 3, 4, 1):
+        if vectors > len(target.rows) or vectors > vectors_needed:
+            continue
+        tallest = target.rows[vectors - 1]
+        tiles = max(-(-rows // tallest), 1)
+        height = max(-(-rows // tiles), 1)
+        padded = tiles * height * -(-vectors_needed // vectors) * vectors
+        loads = 1 + 0.12 / vectors + 0.2 / height
+        idle = max(4 / (height * vectors), 1)  # chains that hide the latency
+        cost = padded * loads * idle
+        if cost < best[0]:
+            best = (cost, height, vectors)
+    return best[1], best[2]
+
+
+def _spread(rows: Group, cols: Group, block_cols: int) -> int:
+    """Blocks wanted along the rows so that a few cores are busy."""
+    if isinstance(rows.size, int):
+        return 1
+    return 3 if not isinstance(cols.size, int) else -(-3 // max(-(-cols.size // block_cols), 1))
+
+
+def _reads_in_place(right: Access, rows: Group, cols: Group, k: Group) -> bool:
+    """Whether vectors of B can be loaded where they lie, and few rows share each."""
+    if not isinstance(rows.size, int) or rows.size > 4 or guarded(right):
+        return False
+    moving = [extent for extent in k.extents if extent != 1]
+    return len(moving) <= 1 and fused_axes(right, cols) == len(cols.axes)
+
+
+def _depth(k: Group) -> int:
+    size = k.size
+    if not isinstance(size, int):
+        return DEPTH
+    slices = max(-(-size // DEPTH), 1)
+    steps = -(-size // slices)
+    return max(-(-steps // 4) * 4, 4)
+
+
+def _block(
+    rows: int, cols: int, k: int, tile_rows: int, tile_cols: int, depth: int, itemsize: int
+) -> tuple[int, int]:
+    """Rows and columns of a block, from a model of packing, edges and balance over cores."""
+    best = (float("inf"), tile_rows, tile_cols)
+    for tall in range(1, max(144 // tile_rows, 1) + 1):
+        for wide in range(1, max(512 // tile_cols, 1) + 1):
+            r, w = tall * tile_rows, wide * tile_cols
+            if (r * depth + w * depth + r * w) * itemsize > SCRATCH_BYTES:
+                continue
+            if r >= rows + tile_rows or w >= cols + tile_cols:
+                continue
+            blocks = -(-rows // r) * -(-cols // w)
+            work = k * (r * w / 16 + 0.5 * (r + w)) + r * w / 4 + 2000
+            cost = sum(-(-blocks // cores) * work * cores for cores in (1, 1, 1, 2, 2, 4))
+            if cost < best[0]:
+                best = (cost, r, w)
+    return best[1], best[2]
+
+
+def _packing(access: Access, free: Group, k: Group, *, broadcast: bool) -> Packing:
+    along_free, along_k = _run_score(access, free), _run_score(access, k)
+    copied, mode = (k, "rows") if broadcast else (free, "panels")
+    if broadcast and along_free > along_k:
+        copied, mode = free, "panels"
+    if not broadcast and along_k > along_free:
+        copied, mode = k, "transpose"
+    if max(along_free, along_k) < 4:
+        return Packing("rows" if broadcast else "panels", 0)
+    return Packing(mode, fused_axes(access, copied))
+
+
+def _run_score(access: Access, group: Group) -> int:
+    """Elements a vector copy along a group moves at once (at most 16)."""
+    fused = fused_axes(access, group)
+    if fused == 0:
+        return 1
+    if fused == len(group.axes):
+        return max(4, min(assumed_size(group), 16))
+    return min(assumed(run_length(access, group)), 16)

@@ -1,0 +1,310 @@
+"""Contractions as machine code: packed operands, a register tile, one epilogue.
+
+A block is a rectangle of C at one batch index.  It packs slices of A and B into stack memory, lets
+the register tile sum over k into a tile of C on the stack, then runs the epilogue over that tile.
+Blocks share nothing, and no sum is ever split, so any order and any number of threads give the same
+bits.  Imports: the other contract modules, targets, text, kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from graphc.backends.codegen.contract_access import (
+    Group,
+    Operand,
+    Record,
+    Table,
+    coordinates,
+    record_words,
+    sum_records,
+)
+from graphc.backends.codegen.contract_epilogue import Epilogue, Place
+from graphc.backends.codegen.contract_microkernel import UNROLL, Tile, emit_tile, lanes_below
+from graphc.backends.codegen.contract_packing import Columns, Packer, pack_copies, pack_transposed
+from graphc.backends.codegen.contract_tiling import (
+    SPREAD_ROWS,
+    Packing,
+    Tiling,
+    block_count,
+    groups,
+    tile,
+)
+from graphc.backends.codegen.targets import Target, host_target
+from graphc.backends.codegen.text import LANE_INDEX, LANES, FunctionText, scalar_type, vector
+from graphc.dims import DimLike
+from graphc.kernel import Contraction, sizes_of
+
+STRIP = 16
+STRIP_BYTES = 128
+"""Narrow panels are packed together, STRIP steps of k at a time; narrow means up to STRIP_BYTES."""
+
+_LANES32 = LANE_INDEX.replace("i64", "i32")
+
+
+def contraction_blocks(c: Contraction, target: Target | None = None) -> DimLike:
+    """How many independent blocks the kernel of a contraction has: a formula in sizes."""
+    return block_count(c, tile(c, target or host_target()))
+
+
+def emit_contraction(c: Contraction, name: str, target: Target | None = None) -> FunctionText:
+    """The kernel `void name(ptr args, ptr sizes, i64 b0, i64 b1)` of a contraction."""
+    assert c.dtype.name in ("f32", "f64")
+    assert c.bufs[0] is c.dtype and c.bufs[1] is c.dtype
+    f = FunctionText(name)
+    f.open_kernel(len(c.bufs), sizes_of(c))
+    _Emitter(f, c, tile(c, target or host_target())).emit()
+    f.close_kernel()
+    return f
+
+
+class _Emitter:
+    """One kernel being written."""
+
+    def __init__(self, f: FunctionText, c: Contraction, t: Tiling) -> None:
+        self.f, self.c, self.t = f, c, t
+        self.batch, _, _, self.k = groups(c)
+        self.itemsize = c.dtype.itemsize
+        self.scalar = scalar_type(c.dtype)
+        self.pad = max(16, t.lanes)
+        self._layout()
+        axes = range(len(c.axes))
+        self.left = Operand(f, t.left, self.itemsize, axes)
+        self.right = Operand(f, t.right, self.itemsize, axes)
+        self.epilogue = Epilogue(f, c, t.cols)
+        self.left_tables = self._tables(self.left, t.rows, t.pack_left, "left")
+        self.right_tables = self._tables(self.right, t.cols, t.pack_right, "right")
+
+    # ---- scratch memory
+
+    def _layout(self) -> None:
+        """Place the packed operands, C and the tables in one stack allocation."""
+        t, f, size = self.t, self.f, self.itemsize
+        left_words, right_words = record_words(t.left), record_words(t.right)
+        if t.pack_left.mode == "rows":
+            self.a_row, self.a_step = (t.depth + self.pad) * size, size
+            self.a_panel = t.tile_rows * self.a_row
+        else:
+            self.a_row, self.a_step = size, t.tile_rows * size
+            self.a_panel = t.depth * self.a_step
+        self.b_step = t.tile_cols * size
+        self.b_panel = t.depth * self.b_step
+        wide = -(-t.block_cols // LANES) * LANES
+        self.c_row = (wide + LANES) * size
+        slack = self.pad * max(t.tile_cols, t.tile_rows, LANES) * size
+        needed = {
+            "zeros": 64,
+            "located": 16 * t.lanes,
+            "square 0": t.lanes * t.lanes * size,
+            "square 1": t.lanes * t.lanes * size,
+            "a": t.block_rows // t.tile_rows * self.a_panel + slack,
+            "b": t.block_cols // t.tile_cols * self.b_panel + slack,
+            "c": t.block_rows * self.c_row,
+            "left free": 8 * left_words * t.block_rows,
+            "left k": 8 * left_words * t.depth,
+            "right free": 8 * right_words * t.block_cols,
+            "right k": 8 * right_words * t.depth,
+        }
+        total = sum(-(-n // 64) * 64 for n in needed.values())
+        memory = f.value(f"alloca [{total} x i8], align 64")
+        self.scratch: dict[str, str] = {}
+        at = 0
+        for what, n in needed.items():
+            self.scratch[what] = f.offset(memory, at)
+            at += -(-n // 64) * 64
+        f.emit(f"store <64 x i8> zeroinitializer, ptr {self.scratch['zeros']}, align 64")
+
+    def _tables(
+        self, operand: Operand, free: Group, packing: Packing, side: str
+    ) -> tuple[Table, Table]:
+        """The tables of the free (m or n) and k axes; the one copied along is made of runs."""
+        along_free = packing.mode in ("panels", "direct")
+        fused_free, fused_k = (packing.fused, 0) if along_free else (0, packing.fused)
+        free_memory, k_memory = self.scratch[f"{side} free"], self.scratch[f"{side} k"]
+        return (
+            Table(self.f, operand, free, fused_free, free_memory),
+            Table(self.f, operand, self.k, fused_k, k_memory),
+        )
+
+    # ---- blocks
+
+    def emit(self) -> None:
+        f, t = self.f, self.t
+        self.row_count, self.col_count = self._size(t.rows.extents), self._size(t.cols.extents)
+        self.k_count = self._size(self.k.extents)
+        row_blocks = self._ceildiv(self.row_count, t.block_rows)
+        if t.spread > 1:
+            spread = f.smin(t.spread, self._ceildiv(self.row_count, SPREAD_ROWS))
+            row_blocks = f.smax(row_blocks, spread)
+        col_blocks = self._ceildiv(self.col_count, t.block_cols)
+        blocks = f.open_loop("%b0", "%b1", 1)
+        col = f.urem(blocks.index, col_blocks)
+        rest = f.udiv(blocks.index, col_blocks)
+        row, batch = f.urem(rest, row_blocks), f.udiv(rest, row_blocks)
+        r0, r1 = self._part(self.row_count, t.tile_rows, row, row_blocks)
+        c0, c1 = self._part(self.col_count, t.tile_cols, col, col_blocks)
+        self.row0, self.rows = r0, f.sub(r1, r0)
+        self.col0, self.cols = c0, f.sub(c1, c0)
+        self.batch_coords = coordinates(f, self.batch, batch)
+        self._sum()
+        self._finish()
+        f.close_loop(blocks)
+
+    def _size(self, extents: tuple[DimLike, ...]) -> str:
+        total = "1"
+        for extent in extents:
+            total = self.f.mul(total, self.f.dim(extent))
+        return total
+
+    def _ceildiv(self, size: str, unit: int) -> str:
+        return self.f.udiv(self.f.add(size, unit - 1), unit)
+
+    def _part(self, size: str, unit: int, index: str, parts: str) -> tuple[str, str]:
+        """Part `index` of `parts` even ones of [0, size), cut at multiples of `unit`."""
+        f = self.f
+        units = self._ceildiv(size, unit)
+        start = f.udiv(f.mul(index, units), parts)
+        stop = f.udiv(f.mul(f.add(index, 1), units), parts)
+        return f.mul(start, unit), f.smin(f.mul(stop, unit), size)
+
+    # ---- the sum over k
+
+    def _sum(self) -> None:
+        f, t = self.f, self.t
+        origins = {}
+        for side, operand in (("left", self.left), ("right", self.right)):
+            part = operand.part(f, self.batch_coords)
+            origins[side] = sum_records(f, operand.origin(), part)
+        if t.pack_left.mode == "rows":
+            self.left_tables[0].fill(f, self.row0, self.rows)
+        if t.pack_right.mode == "transpose":
+            self.right_tables[0].fill(f, self.col0, self.cols)
+        slices = f.open_loop(0, f.smax(self.k_count, 1), t.depth)
+        depth = f.smin(f.sub(self.k_count, slices.index), t.depth)
+        for table in (self.left_tables[1], self.right_tables[1]):
+            table.fill(f, slices.index, depth)
+        self._pack_left(self._packer(self.left, origins["left"]), depth)
+        in_place = None
+        if t.pack_right.mode == "direct":
+            column, _ = self.right_tables[1].read(f, "0")
+            column[0] = f.add(column[0], self.col0)
+            in_place, _ = self.right.locate(f, origins["right"], column)
+        else:
+            self._pack_right(self._packer(self.right, origins["right"]), depth)
+        self._multiply(depth, f.value(f"icmp eq i64 {slices.index}, 0"), in_place)
+        f.close_loop(slices)
+
+    def _packer(self, operand: Operand, origin: Record) -> Packer:
+        zeros, located = self.scratch["zeros"], self.scratch["located"]
+        return Packer(operand, origin, self.scalar, self.itemsize, self.t.lanes, zeros, located)
+
+    def _pack_left(self, p: Packer, depth: str) -> None:
+        f, t = self.f, self.t
+        free, k = self.left_tables
+        if t.pack_left.mode == "rows":
+            pack_copies(f, p, free, ("0", self.rows), k, self.scratch["a"], self.a_row, None)
+            return
+        self._pack_panels(p, free, k, depth, self.row0, self.rows, t.tile_rows, "a", self.a_panel)
+
+    def _pack_right(self, p: Packer, depth: str) -> None:
+        f, t = self.f, self.t
+        free, k = self.right_tables
+        if t.pack_right.mode == "panels":
+            self._pack_panels(
+                p, free, k, depth, self.col0, self.cols, t.tile_cols, "b", self.b_panel
+            )
+            return
+        last = f.sub(self.cols, 1)
+        panels = f.open_loop(0, self.cols, t.tile_cols, [("ptr", self.scratch["b"])])
+        panel = panels.carried[0]
+        parts = f.open_loop(0, t.tile_cols, t.lanes)
+        first = f.add(panels.index, parts.index)
+        at = f.offset(panel, f.mul(parts.index, self.itemsize))
+        squares = (self.scratch["square 0"], self.scratch["square 1"])
+        pack_transposed(f, p, Columns(free, first, last), k, at, self.b_step, squares)
+        f.close_loop(parts)
+        f.close_loop(panels, [f.offset(panel, self.b_panel)])
+
+    def _pack_panels(
+        self,
+        p: Packer,
+        free: Table,
+        k: Table,
+        depth: str,
+        start: str,
+        count: str,
+        width: int,
+        scratch: str,
+        stride: int,
+    ) -> None:
+        f = self.f
+        row = width * self.itemsize
+        # Narrow neighbouring panels share cache lines: take them together, a few rows at a time.
+        # Not where stores run past the panel, which only ascending order repairs.
+        narrow = width % self.t.lanes == 0 and row <= STRIP_BYTES
+        strip = STRIP if free.single and narrow else self.t.depth
+        strips = f.open_loop(0, depth, strip)
+        top, bottom = strips.index, f.smin(f.add(strips.index, strip), depth)
+        begin = f.offset(self.scratch[scratch], f.mul(top, row))
+        panels = f.open_loop(0, count, width, [("ptr", begin)])
+        here = f.smin(f.sub(count, panels.index), width)
+        free.fill(f, f.add(start, panels.index), here)
+        pack_copies(f, p, k, (top, bottom), free, panels.carried[0], row, width)
+        f.close_loop(panels, [f.offset(panels.carried[0], stride)])
+        f.close_loop(strips)
+
+    def _multiply(self, depth: str, first: str, in_place: str | None) -> None:
+        """Run the register tile over the block; `in_place` is where B lies if it is not packed."""
+        f, t = self.f, self.t
+        unrolled = f.value(f"and i64 {depth}, {-UNROLL}")
+        start = [("ptr", self.scratch["a"]), ("ptr", self.scratch["c"])]
+        down = f.open_loop(0, self.rows, t.tile_rows, start)
+        a, c = down.carried
+        across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", in_place or self.scratch["b"])])
+        b = across.carried[0]
+        at = f.offset(c, f.mul(across.index, self.itemsize))
+        shape = self._tile_shape()
+        panel = self.b_panel
+        if in_place is not None:
+            step = f.mul(self.right_tables[1].step, self.itemsize)
+            left = [
+                f.sub(f.sub(self.cols, across.index), v * t.lanes) for v in range(t.tile_vectors)
+            ]
+            masks = tuple(lanes_below(f, shape, n) for n in left)
+            shape = replace(shape, b_step=step, b_masks=masks)
+            panel = t.tile_cols * self.itemsize
+        emit_tile(f, shape, a, b, at, (depth, unrolled), first)
+        f.close_loop(across, [f.offset(b, panel)])
+        below = t.tile_rows * self.c_row
+        f.close_loop(down, [f.offset(a, self.a_panel), f.offset(c, below)])
+
+    def _tile_shape(self) -> Tile:
+        t = self.t
+        return Tile(
+            t.tile_rows,
+            t.tile_vectors,
+            t.lanes,
+            self.scalar,
+            self.itemsize,
+            self.a_row,
+            self.a_step,
+            self.b_step,
+            self.c_row,
+        )
+
+    # ---- the epilogue
+
+    def _finish(self) -> None:
+        f, t = self.f, self.t
+        down = f.open_loop(0, self.rows, 1, [("ptr", self.scratch["c"])])
+        scalars = dict(self.batch_coords)
+        scalars.update(coordinates(f, t.rows, f.add(self.row0, down.index)))
+        across = f.open_loop(0, self.cols, LANES)
+        left = f.value(f"trunc i64 {f.sub(self.cols, across.index)} to i32")
+        mask = f.value(f"icmp slt {vector('i32')} {_LANES32}, {f.splat('i32', left)}")
+        address = f.offset(down.carried[0], f.mul(across.index, self.itemsize))
+        kind = vector(self.scalar)
+        acc = f.value(f"load {kind}, ptr {address}, align {LANES * self.itemsize // 2}")
+        self.epilogue.emit(Place(scalars, f.add(self.col0, across.index), mask, acc))
+        f.close_loop(across)
+        f.close_loop(down, [f.offset(down.carried[0], self.c_row)])

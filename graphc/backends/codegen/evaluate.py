@@ -1,0 +1,264 @@
+"""Emits the values of a loop kernel, each in the outermost open loop that defines it.
+
+`Evaluator` keeps one scope per open loop: the values and address cursors computed there.  A value is
+a vector of LANES; `unit` tells apart the vectors of one step along the vector axis.
+Imports: address, memory, numbering, scalar, text, kernel, types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from graphc.backends.codegen.address import Cursor, advance, prepare, resolve, start
+from graphc.backends.codegen.faults import record_fault
+from graphc.backends.codegen.memory import Place, load, store
+from graphc.backends.codegen.numbering import Numbering
+from graphc.backends.codegen.scalar import emit_scalar
+from graphc.backends.codegen.text import (
+    LANE_INDEX,
+    LANES,
+    FunctionText,
+    scalar_type,
+    splat_literal,
+    vector,
+)
+from graphc.kernel import Access, Expr, LoopKernel, Store
+from graphc.types import int64
+
+_I64 = vector("i64")
+
+
+@dataclass
+class _Scope:
+    opened: int
+    values: dict[tuple[int, int], str] = field(default_factory=dict)
+    cursors: dict[Access, Cursor] = field(default_factory=dict)
+
+
+class Evaluator:
+    """The open loops of a kernel and every value known in them."""
+
+    def __init__(self, f: FunctionText, kernel: LoopKernel, numbering: Numbering) -> None:
+        self.f = f
+        self.kernel = kernel
+        self.numbering = numbering
+        self.index: dict[int, str] = {}
+        self.mask: str | None = None
+        self.accs: dict[tuple[int, int], str] = {}
+        self.available = 0
+        self._scopes = [_Scope(0)]
+        accesses = dict.fromkeys(a for found in numbering.accesses for a in found)
+        self._addresses = {a: prepare(f, a, kernel.bufs[a.buf].itemsize) for a in accesses}
+        for access, address in self._addresses.items():
+            self._scopes[0].cursors[access] = start(f, address)
+
+    # ---- scopes
+
+    def enter(self, index: dict[int, str], stages: Sequence[int]) -> None:
+        """Begin the body of loops over some axes, around some stages."""
+        opened = sum(1 << a for a in index)
+        self.index.update(index)
+        self.available |= opened
+        scope = _Scope(opened)
+        for stage in stages:
+            for access in self.numbering.accesses[stage]:
+                if access in scope.cursors:
+                    continue
+                old = self._cursor(access)
+                new = advance(
+                    self.f,
+                    self._addresses[access],
+                    old,
+                    opened,
+                    self.available,
+                    self.index,
+                    self.kernel.vec,
+                )
+                if new is not old:
+                    scope.cursors[access] = new
+        self._scopes.append(scope)
+
+    def leave(self) -> None:
+        self.available &= ~self._scopes.pop().opened
+
+    def define_acc(self, acc: int, unit: int, value: str) -> None:
+        """The final value of an accumulator, for later stages."""
+        self.accs[acc, unit] = value
+        self.available |= self.numbering.acc_bit(acc)
+
+    def forget_accs(self, accs: Sequence[int]) -> None:
+        for acc in accs:
+            self.available &= ~self.numbering.acc_bit(acc)
+
+    def hoist(self, stage: int, units: int) -> None:
+        """Emit here what later loops of a stage need and is defined already."""
+        numbering = self.numbering
+        for value in numbering.stages[stage]:
+            uses = numbering.uses[value]
+            if uses & ~self.available or numbering.stored[value]:
+                continue
+            # A check may not be moved before a loop that might not run.
+            if numbering.checked[value] and not uses:
+                continue
+            if numbering.exprs[value].op == "const":
+                continue
+            for unit in range(units if numbering.depends_on_lane(value) else 1):
+                self._value(value, unit)
+
+    def forget_reads(self, buffers: int) -> None:
+        """Drop every value read from some buffers, which are about to change."""
+        stored = self.numbering.stored
+        if not self.numbering.reread & buffers:
+            return
+        for scope in self._scopes:
+            for key in [k for k in scope.values if stored[k[0]] & buffers]:
+                del scope.values[key]
+
+    def _cursor(self, access: Access) -> Cursor:
+        for scope in reversed(self._scopes):
+            found = scope.cursors.get(access)
+            if found is not None:
+                return found
+        raise KeyError(access)
+
+    # ---- values
+
+    def value(self, expr: Expr, unit: int) -> str:
+        return self._value(self.numbering.of(expr), unit)
+
+    def _find(self, value: int, unit: int) -> str | None:
+        expr = self.numbering.exprs[value]
+        if expr.op == "const":
+            return splat_literal(expr.value, scalar_type(expr.dtype))
+        key = (value, unit if self.numbering.depends_on_lane(value) else 0)
+        for scope in reversed(self._scopes):
+            found = scope.values.get(key)
+            if found is not None:
+                return found
+        return None
+
+    def _value(self, value: int, unit: int) -> str:
+        found = self._find(value, unit)
+        if found is not None:
+            return found
+        stack = [value]
+        while stack:
+            top = stack[-1]
+            if self._find(top, unit) is not None:
+                stack.pop()
+                continue
+            missing = [a for a in self.numbering.args[top] if self._find(a, unit) is None]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            args = [self._known(a, unit) for a in self.numbering.args[top]]
+            key = (top, unit if self.numbering.depends_on_lane(top) else 0)
+            self._scopes[-1].values[key] = self._emit(top, args, unit)
+        return self._known(value, unit)
+
+    def _known(self, value: int, unit: int) -> str:
+        found = self._find(value, unit)
+        assert found is not None
+        return found
+
+    def _emit(self, value: int, args: list[str], unit: int) -> str:
+        f = self.f
+        expr = self.numbering.exprs[value]
+        dtype = expr.dtype
+        if expr.op == "load":
+            access, fill = expr.value
+            place = self._place(access, unit)
+            return load(f, self.kernel.bufs[access.buf], place, self.mask, fill)
+        if expr.op == "gather":
+            access, extent = expr.value
+            differs = self.numbering.depends_on_lane(self.numbering.args[value][0])
+            place = self._place(access, unit, (args[0], f.dim(extent), differs))
+            return load(f, self.kernel.bufs[access.buf], place, self.mask)
+        if expr.op == "axis":
+            return self._axis(expr.value, unit)
+        if expr.op == "size":
+            number = f.splat("i64", f.dim(expr.value))
+            return emit_scalar(f, "cast", (number,), int64, dtype)
+        if expr.op == "acc":
+            return self.accs[expr.value, unit if self.kernel.vec in self.kernel.par else 0]
+        if expr.op == "check":
+            self._check(expr, args, unit)
+            return args[0]
+        operand = expr.args[1] if expr.op == "select" else expr.args[0]
+        return emit_scalar(f, expr.op, args, operand.dtype, dtype)
+
+    def _axis(self, axis: int, unit: int) -> str:
+        f = self.f
+        if axis != self.kernel.vec:
+            return f.splat("i64", self.index[axis])
+        first = f.splat("i64", f.add(self.index[axis], LANES * unit))
+        return f.value(f"add {_I64} {first}, {LANE_INDEX}")
+
+    # ---- memory
+
+    @property
+    def vector_open(self) -> bool:
+        return bool(self.available >> self.kernel.vec & 1)
+
+    def _place(
+        self,
+        access: Access,
+        unit: int,
+        element: tuple[str, str | None, bool] | None = None,
+    ) -> Place:
+        vec = self.kernel.vec if self.vector_open else None
+        if vec is None and element is not None:
+            element = (element[0], element[1], False)
+        address, cursor = self._addresses[access], self._cursor(access)
+        return resolve(self.f, address, cursor, self.index, vec, unit, element)
+
+    def store(self, item: Store, unit: int) -> None:
+        """Emit one store of a stage, and forget values it makes stale."""
+        f = self.f
+        element = None
+        if item.index is not None:
+            index = self.numbering.of(item.index)
+            extent = None if item.extent is None else f.dim(item.extent)
+            element = (
+                self._value(index, unit),
+                extent,
+                self.numbering.depends_on_lane(index),
+            )
+        value = self.value(item.expr, unit)
+        place = self._place(item.access, unit, element)
+        buf = item.access.buf
+        store(
+            f,
+            self.kernel.bufs[buf],
+            place,
+            self.mask,
+            value,
+            item.add,
+            self.vector_open,
+        )
+        self.forget_reads(1 << buf)
+
+    def _check(self, expr: Expr, args: list[str], unit: int) -> None:
+        record_fault(
+            self.f,
+            self.kernel,
+            expr.value,
+            args[0],
+            args[1],
+            expr.dtype,
+            self.mask if self.vector_open else None,
+            self._position(unit),
+            self.vector_open and self.kernel.vec in self.kernel.par,
+        )
+
+    def _position(self, unit: int) -> list[tuple[str, str]]:
+        """(index, extent) of each parallel axis; axes whose loops are not open count as 0."""
+        parts = []
+        for axis in self.kernel.par:
+            index = self.index[axis] if self.available >> axis & 1 else "0"
+            if axis == self.kernel.vec and self.vector_open:
+                index = self.f.add(index, LANES * unit)
+            parts.append((index, self.f.dim(self.kernel.axes[axis])))
+        return parts

@@ -1,0 +1,188 @@
+"""Loop kernels as LLVM text: blocks, parallel loops and the vector axis.
+
+`emit_loop_kernel` opens the loops over parallel axes and runs the stages inside
+(`stages.StageEmitter`).  When the vector axis is parallel, an unmasked loop takes several vectors
+a step and a masked loop the rest.  Imports: evaluate, numbering, stages, text, kernel.
+"""
+
+from __future__ import annotations
+
+from graphc.backends.codegen.evaluate import Evaluator
+from graphc.backends.codegen.memory import open_slots
+from graphc.backends.codegen.numbering import Numbering
+from graphc.backends.codegen.stages import StageEmitter
+from graphc.backends.codegen.text import LANES, FunctionText
+from graphc.kernel import COLUMN_BLOCK, MAP_BLOCK, Access, LoopKernel, Store, grid_axes, sizes_of
+
+_CHEAP = 24
+"""A stage below this weight is worth copies of its code."""
+
+
+def emit_loop_kernel(kernel: LoopKernel, name: str) -> FunctionText:
+    """The kernel as one LLVM function of the kernel ABI, with the intrinsics it declares."""
+    f = FunctionText(name)
+    f.open_kernel(len(kernel.bufs) + (1 if kernel.checks else 0), sizes_of(kernel))
+    numbering = Numbering(kernel)
+    if any(_may_collide(store) for stage in kernel.stages for store in stage.stores):
+        open_slots(f)
+    _LoopNest(f, kernel, numbering).emit()
+    f.close_kernel()
+    return f
+
+
+def _may_collide(store: Store) -> bool:
+    """Whether lanes that add may have to act one after the other."""
+    guarded = any(term.limit is not None for term in store.access.terms)
+    return store.add and (store.index is not None or guarded)
+
+
+def _is_strided(access: Access, axis: int) -> bool:
+    """Whether steps along an axis are neither zero nor one element."""
+    return any(
+        a == axis and coefficient != 0 and (term.stride != 1 or coefficient not in (1, -1))
+        for term in access.terms
+        for a, coefficient in term.axes
+    )
+
+
+class _LoopNest:
+    """Opens the parallel loops of one kernel."""
+
+    def __init__(self, f: FunctionText, kernel: LoopKernel, numbering: Numbering) -> None:
+        self.f = f
+        self.kernel = kernel
+        self.numbering = numbering
+        self.values = Evaluator(f, kernel, numbering)
+        self.stages = StageEmitter(f, kernel, numbering, self.values)
+        self.all = range(len(kernel.stages))
+        self.grid = grid_axes(kernel)
+        self.inner = [a for a in kernel.par if a != kernel.vec][len(self.grid) :]
+
+    def emit(self) -> None:
+        self._hoist()
+        if self.grid:
+            self._blocks()
+        elif self.kernel.vec in self.kernel.par:
+            self._vector_blocks()
+        else:
+            loop = self.f.open_loop("%b0", "%b1", 1)
+            self.values.enter({}, [])
+            self.stages.run(1)
+            self.values.leave()
+            self.f.close_loop(loop)
+
+    def _hoist(self) -> None:
+        for stage in self.all:
+            self.values.hoist(stage, 1)
+
+    def _blocks(self) -> None:
+        """The loop over blocks, which enumerate one or two parallel axes row-major."""
+        f = self.f
+        if len(self.grid) == 1:
+            loop = f.open_loop("%b0", "%b1", 1)
+            self._ragged({self.grid[0]: loop.index})
+            f.close_loop(loop)
+            return
+        outer, inner = self.grid
+        extent = f.dim(self.kernel.axes[inner])
+        # With an empty inner axis there are no blocks, but the division is executed.
+        divisor = f.smax(extent, 1)
+        first, second = f.udiv("%b0", divisor), f.urem("%b0", divisor)
+        loop = f.open_loop("%b0", "%b1", 1, [("i64", first), ("i64", second)])
+        i, j = loop.carried
+        self._ragged({outer: i, inner: j})
+        following = f.add(j, 1)
+        wrap = f.value(f"icmp sge i64 {following}, {extent}")
+        carry = f.value(f"zext i1 {wrap} to i64")
+        f.close_loop(
+            loop,
+            [f.add(i, carry), f.value(f"select i1 {wrap}, i64 0, i64 {following}")],
+        )
+
+    def _ragged(self, index: dict[int, str]) -> None:
+        """Skip the rows of a ragged grid axis that lie behind its end."""
+        short = [r.axis for r in self.kernel.ragged if r.axis in index]
+        self.values.index.update(index)
+        loops = []
+        for axis in short:
+            row = index[axis]
+            stop = self.f.smin(self.f.add(row, 1), self.stages.extent(axis))
+            loop = self.f.open_loop(row, stop, 1)
+            index[axis] = loop.index
+            loops.append(loop)
+        self.values.enter(index, self.all)
+        self._hoist()
+        self._inner(0)
+        self.values.leave()
+        for loop in reversed(loops):
+            self.f.close_loop(loop)
+
+    def _inner(self, depth: int) -> None:
+        """Parallel axes that are neither blocks nor the vector axis."""
+        if depth == len(self.inner):
+            if self.kernel.vec in self.kernel.par:
+                self._vector("0", self.stages.extent(self.kernel.vec))
+            else:
+                self.stages.run(1)
+            return
+        axis = self.inner[depth]
+        loop = self.f.open_loop(0, self.stages.extent(axis), 1)
+        self.values.enter({axis: loop.index}, self.all)
+        self._hoist()
+        self._inner(depth + 1)
+        self.values.leave()
+        self.f.close_loop(loop)
+
+    def _vector_blocks(self) -> None:
+        """Blocks of the vector axis itself."""
+        f = self.f
+        reduces = any(stage.red for stage in self.kernel.stages)
+        size = COLUMN_BLOCK if reduces else MAP_BLOCK
+        stop = f.smin(f.mul("%b1", size), f.dim(self.kernel.axes[self.kernel.vec]))
+        self._vector(f.mul("%b0", size), stop)
+
+    def _units(self) -> int:
+        """Vectors per step of the unmasked loop."""
+        stages = self.kernel.stages
+        if any(self.numbering.weight(i) > _CHEAP for i in self.all):
+            return 1
+        # Each lane of a strided access keeps a cache line busy, and lines a power of two apart
+        # compete for few places: more than LANES of them evict each other.
+        if any(
+            _is_strided(a, self.kernel.vec) for i in self.all for a in self.numbering.accesses[i]
+        ):
+            return 1
+        states = sum(len(stage.accs) for stage in stages)
+        wide = any(a.op.startswith("arg") or a.dtype.bits > 32 for s in stages for a in s.accs)
+        if states:
+            return 4 if states == 1 and not wide else 2 if states <= 2 else 1
+        return 2
+
+    def _vector(self, start: str, stop: str) -> None:
+        """The parallel vector axis from start to stop: whole steps, then a masked tail."""
+        f = self.f
+        units = self._units()
+        step = LANES * units
+        if start == "0" and stop.isdigit():
+            while units > 1 and int(stop) < step:
+                units //= 2
+                step = LANES * units
+            full = str(int(stop) // step * step)
+        else:
+            span = f.smax(f.sub(stop, start), 0)
+            full = f.add(start, f.value(f"and i64 {span}, {-step}"))
+        if full != start:
+            loop = f.open_loop(start, full, step)
+            self._body(loop.index, units)
+            f.close_loop(loop)
+        if full != stop:
+            loop = f.open_loop(full, stop, LANES)
+            self.values.mask = self.stages.tail_mask(f.sub(stop, loop.index))
+            self._body(loop.index, 1)
+            self.values.mask = None
+            f.close_loop(loop)
+
+    def _body(self, index: str, units: int) -> None:
+        self.values.enter({self.kernel.vec: index}, self.all)
+        self.stages.run(units)
+        self.values.leave()

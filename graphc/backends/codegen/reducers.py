@@ -1,0 +1,153 @@
+"""Reducers on vectors: starting values, updates, and the fixed tree that joins lanes.
+
+The state of an accumulator is a tuple of vectors: the value, and for 'argmax' and 'argmin' also the
+position (i64).  Imports: scalar, text, kernel, types.
+"""
+
+from __future__ import annotations
+
+from graphc.backends.codegen.memory import MASK
+from graphc.backends.codegen.scalar import emit_scalar
+from graphc.backends.codegen.text import (
+    LANES,
+    FunctionText,
+    scalar_type,
+    splat_literal,
+    vector,
+)
+from graphc.kernel import Accumulator
+from graphc.types import DType
+
+State = tuple[str, ...]
+
+_I64 = vector("i64")
+_NOWHERE = splat_literal(2**63 - 1, "i64")
+"""The position of an arg reduction that has seen no element."""
+
+_COMBINE = {
+    "sum": "add",
+    "prod": "mul",
+    "max": "max",
+    "min": "min",
+    "any": "or",
+    "all": "and",
+}
+
+
+def is_arg(accumulator: Accumulator) -> bool:
+    return accumulator.op in ("argmax", "argmin")
+
+
+def state_types(accumulator: Accumulator) -> list[str]:
+    """The LLVM types of an accumulator's state."""
+    value = vector(scalar_type(accumulator.expr.dtype))
+    return [value, _I64] if is_arg(accumulator) else [value]
+
+
+def initial(accumulator: Accumulator) -> State:
+    """The state before the first element."""
+    dtype = accumulator.expr.dtype
+    value = splat_literal(_identity(accumulator.op, dtype), scalar_type(dtype))
+    return (value, _NOWHERE) if is_arg(accumulator) else (value,)
+
+
+def _identity(op: str, dtype: DType) -> float | int | bool:
+    if op in ("sum", "any"):
+        return 0
+    if op in ("prod", "all"):
+        return 1
+    largest = op in ("min", "argmin")
+    if dtype.is_float:
+        return float("inf") if largest else float("-inf")
+    if dtype.is_bool:
+        return largest
+    low = -(2 ** (dtype.bits - 1)) if dtype.is_signed else 0
+    high = 2 ** (dtype.bits - 1) - 1 if dtype.is_signed else 2**dtype.bits - 1
+    return high if largest else low
+
+
+def masked(f: FunctionText, accumulator: Accumulator, mask: str | None, new: State) -> State:
+    """`new` where the mask is on, the starting value elsewhere."""
+    if mask is None:
+        return new
+    return tuple(
+        f.value(f"select {MASK} {mask}, {t} {x}, {t} {start}")
+        for t, x, start in zip(state_types(accumulator), new, initial(accumulator), strict=True)
+    )
+
+
+def combine(f: FunctionText, accumulator: Accumulator, a: State, b: State) -> State:
+    """The state of two disjoint sets of elements."""
+    dtype = accumulator.expr.dtype
+    if not is_arg(accumulator):
+        return (emit_scalar(f, _COMBINE[accumulator.op], (a[0], b[0]), dtype, dtype),)
+    return _better(f, accumulator.op, dtype, a, b)
+
+
+def _better(f: FunctionText, op: str, dtype: DType, a: State, b: State) -> State:
+    """The better value; of equally good ones (NaN is best) the one at the smaller position."""
+    t = vector(scalar_type(dtype))
+    (x, i), (y, j) = a, b
+    earlier = f.value(f"icmp slt {_I64} {j}, {i}")
+    if dtype.is_float:
+        more = f.value(f"fcmp {'ogt' if op == 'argmax' else 'olt'} {t} {y}, {x}")
+        equal = f.value(f"fcmp ueq {t} {y}, {x}")
+        x_nan = f.value(f"fcmp uno {t} {x}, {x}")
+        y_nan = f.value(f"fcmp uno {t} {y}, {y}")
+        # ueq also holds when either is NaN: both NaN is a tie, one NaN decides.
+        same_kind = f.value(f"xor {MASK} {x_nan}, {y_nan}")
+        tie = f.value(f"and {MASK} {equal}, {earlier}")
+        decided = f.value(f"select {MASK} {same_kind}, {MASK} {y_nan}, {MASK} {tie}")
+        take = f.value(f"or {MASK} {more}, {decided}")
+    else:
+        signed = "s" if dtype.is_signed else "u"
+        order = "gt" if op == "argmax" else "lt"
+        more = f.value(f"icmp {signed}{order} {t} {y}, {x}")
+        equal = f.value(f"icmp eq {t} {y}, {x}")
+        take = f.value(f"or {MASK} {more}, {f.value(f'and {MASK} {equal}, {earlier}')}")
+    value = f.value(f"select {MASK} {take}, {t} {y}, {t} {x}")
+    return value, f.value(f"select {MASK} {take}, {_I64} {j}, {_I64} {i}")
+
+
+def across_lanes(f: FunctionText, accumulator: Accumulator, state: State) -> State:
+    """Join all lanes by halves (8, 4, 2, 1); every lane of the result holds the total."""
+    for distance in (8, 4, 2, 1):
+        indices = ", ".join(f"i32 {(i + distance) % LANES}" for i in range(LANES))
+        moved = tuple(
+            f.value(f"shufflevector {t} {x}, {t} poison, <{LANES} x i32> <{indices}>")
+            for t, x in zip(state_types(accumulator), state, strict=True)
+        )
+        state = combine(f, accumulator, state, moved)
+    return state
+
+
+def running(
+    f: FunctionText, accumulator: Accumulator, total: State, new: State
+) -> tuple[State, State]:
+    """Add the lanes of `new` in ascending order to a total that every lane of `total` holds.
+
+    Returns the total after each lane, and the final total in every lane.
+    """
+    types = state_types(accumulator)
+    after = total
+    for lane in range(LANES):
+        indices = ", ".join([f"i32 {lane}"] * LANES)
+        one = tuple(
+            f.value(f"shufflevector {t} {x}, {t} poison, <{LANES} x i32> <{indices}>")
+            for t, x in zip(types, new, strict=True)
+        )
+        total = combine(f, accumulator, total, one)
+        here = ", ".join(f"i1 {'true' if i == lane else 'false'}" for i in range(LANES))
+        after = tuple(
+            f.value(f"select {MASK} <{here}>, {t} {x}, {t} {y}")
+            for t, x, y in zip(types, total, after, strict=True)
+        )
+    return after, total
+
+
+def final(f: FunctionText, accumulator: Accumulator, state: State) -> str:
+    """The accumulator's value: the position for arg reductions (0 when there was no element)."""
+    if not is_arg(accumulator):
+        return state[0]
+    none = f.value(f"icmp eq {_I64} {state[1]}, {_NOWHERE}")
+    return f.value(f"select {MASK} {none}, {_I64} zeroinitializer, {_I64} {state[1]}")

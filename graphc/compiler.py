@@ -1,0 +1,35 @@
+"""From a specialised program to native code: the only place that sees passes and back ends together.
+
+Imports: passes.pipeline, backends (the LLVM one when first used: importing graphc must stay cheap).
+"""
+
+from __future__ import annotations
+
+from graphc.backends.base import Executable
+from graphc.dims import DimLike
+from graphc.kernel import Contraction, Kernel, blocks
+from graphc.passes.pipeline import Trace, build_plan, optimize
+from graphc.plan import Plan
+from graphc.program import Program
+
+
+def blocks_of(kernel: Kernel) -> DimLike:
+    """How many blocks the LLVM back end cuts a kernel into."""
+    if isinstance(kernel, Contraction):
+        from graphc.backends.codegen.contraction import contraction_blocks
+
+        return contraction_blocks(kernel)
+    return blocks(kernel)
+
+
+def plan_cpu(program: Program, trace: Trace | None = None) -> tuple[Plan, Program]:
+    """The plan of a program for the CPU, and the program as it was lowered."""
+    return build_plan(optimize(program, trace=trace), blocks_of, trace)
+
+
+def compile_cpu(program: Program) -> tuple[Executable, Program]:
+    """Native code for a program, and the program as it was lowered."""
+    from graphc.backends.llvm.executable import compile_plan
+
+    plan, lowered = plan_cpu(program)
+    return compile_plan(plan), lowered

@@ -1,0 +1,194 @@
+"""Compiled programs: from a program and the shapes fed to code that can run.
+
+What is compiled depends only on ranks and on the outcome of each unknown broadcast; a new size
+compiles nothing.  Sessions and functions both run through an `Entry`.
+Imports: feeds, graph, program, passes, backends, nan_guard, statistics.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from graphc import feeds, nan_guard
+from graphc.backends.base import Executable
+from graphc.backends.reference import ReferenceExecutable
+from graphc.compiler import compile_cpu
+from graphc.dims import Atom, Sizes
+from graphc.errors import FeedError, GraphTypeError, NonFiniteError, ShapeError
+from graphc.graph import Node, Tensor
+from graphc.passes.specialise import (
+    bind_ranks,
+    broadcast_outcomes,
+    specialise,
+    substitution,
+    unknown_broadcasts,
+)
+from graphc.program import Program
+from graphc.statistics import count
+
+Array = np.ndarray[Any, Any]
+
+BOUND_SHAPES = 1024
+"""How many sets of fed shapes an entry remembers."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How one run goes.
+
+    threads    how many threads it may use (None: the session's)
+    nan_guard  fail with NonFiniteError, changing nothing, where a fetch or an update is not finite
+    """
+
+    threads: int | None = None
+    nan_guard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
+            raise GraphTypeError(f"threads must be a positive int, not {self.threads!r}")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Code for one program, and which variables (by node id) it takes, reads and writes."""
+
+    executable: Executable
+    program: Program
+    variables: tuple[Tensor, ...]
+    ids: tuple[int, ...]
+    read: frozenset[int]
+    written: frozenset[int]
+    guarded: Program | None = None  # the program before the NaN guard, if there is one
+
+    def run(
+        self, inputs: Sequence[Array], state: Sequence[Array], sizes: Sizes, threads: int
+    ) -> list[Array]:
+        """Run once; see backends.base.Executable."""
+        if self.guarded is None:
+            return self.executable.run(inputs, state, sizes, threads)
+        try:
+            return self.executable.run(inputs, state, sizes, threads)
+        except NonFiniteError as error:
+            values = dict(zip(self.ids, state, strict=True))
+            raise nan_guard.located(error, self.guarded, inputs, values, sizes) from None
+
+
+@dataclass
+class _Ranked:
+    """A program whose ranks are known."""
+
+    program: Program
+    atoms: list[Atom]
+    constraints: list[Any]
+    by_outcome: dict[tuple[str, ...], Compiled] = field(default_factory=dict)
+
+
+class Entry:
+    """Everything compiled for one program on one device."""
+
+    def __init__(self, program: Program, device: str, guard: bool = False) -> None:
+        self.program = program
+        self.device = device
+        self.guard = guard
+        self._by_rank: dict[tuple[int, ...], _Ranked] = {}
+        self._bound: dict[tuple[tuple[int, ...], ...], tuple[Compiled, Sizes]] = {}
+        self._lock = threading.Lock()
+        count("programs")
+
+    def bind(self, arrays: Sequence[Array]) -> tuple[Compiled, Sizes]:
+        """The code and the sizes for these inputs; raises FeedError or ShapeError."""
+        shapes = tuple([a.shape for a in arrays])
+        found = self._bound.get(shapes)
+        if found is None:
+            with self._lock:
+                found = self._bind_shapes(shapes)
+                self._bound[shapes] = found
+                if len(self._bound) > BOUND_SHAPES:
+                    del self._bound[next(iter(self._bound))]
+        return found
+
+    def _bind_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Compiled, Sizes]:
+        ranks = tuple(map(len, shapes))
+        ranked = self._by_rank.get(ranks)
+        if ranked is None:
+            ranked = self._by_rank[ranks] = self._build_ranked(shapes)
+        sizes = feeds.bind_sizes(ranked.program.inputs, shapes)
+        feeds.check_constraints(ranked.constraints, sizes)
+        outcome = _outcome(ranked, sizes)
+        compiled = ranked.by_outcome.get(outcome)
+        if compiled is None:
+            program = specialise(ranked.program, substitution(ranked.atoms, outcome))
+            compiled = ranked.by_outcome[outcome] = self._compile(program, sizes)
+        else:
+            count("plan_hits")
+        return compiled, sizes
+
+    def _build_ranked(self, shapes: tuple[tuple[int, ...], ...]) -> _Ranked:
+        program = self.program
+        for t, shape in zip(program.inputs, shapes, strict=True):
+            if t.type.shape is not None and len(t.type.shape) != len(shape):
+                raise FeedError(f"{feeds.label(t)} was fed an array of shape {shape}")
+        if any(t.type.shape is None for t in program.inputs):
+            program = bind_ranks(program, tuple(map(len, shapes)))
+        return _Ranked(program, unknown_broadcasts(program), program.constraints())
+
+    def _compile(self, program: Program, sizes: Sizes) -> Compiled:
+        guarded = program if self.guard else None
+        if self.guard:
+            program = nan_guard.guard(program)
+        executable, compiled = COMPILERS[self.device](program)
+        count("plans")
+        count("bytes_planned", executable.arena_bytes(sizes))
+        variables = compiled.variables()
+        return Compiled(
+            executable,
+            compiled,
+            variables,
+            tuple(v.node.id for v in variables),
+            frozenset(n.id for n in compiled.order() if n.op.name == "variable"),
+            frozenset(v.node.id for v, _ in compiled.updates),
+            guarded,
+        )
+
+
+def _outcome(ranked: _Ranked, sizes: Sizes) -> tuple[str, ...]:
+    try:
+        return broadcast_outcomes(ranked.atoms, sizes)
+    except ShapeError as error:
+        node = _broadcasting(ranked, sizes)
+        if node is None:
+            raise
+        where = f"\n  at {node.loc}   {node.loc.source}"
+        raise ShapeError(f"{node.op.name}: {error}{where}") from None
+
+
+def _broadcasting(ranked: _Ranked, sizes: Sizes) -> Node | None:
+    """The first elementwise node whose operands do not broadcast at these sizes."""
+    for node in ranked.program.order():
+        if node.op.kind != "elementwise":
+            continue
+        atoms = unknown_broadcasts(Program((), node.outputs))
+        try:
+            broadcast_outcomes(atoms, sizes)
+        except ShapeError:
+            return node
+    return None
+
+
+# ---- devices -----------------------------------------------------------------------------------
+
+
+def _reference(program: Program) -> tuple[Executable, Program]:
+    return ReferenceExecutable(program), program
+
+
+COMPILERS: dict[str, Callable[[Program], tuple[Executable, Program]]] = {
+    "reference": _reference,
+    "cpu": compile_cpu,
+}
+"""device -> (program -> executable, the program it runs)."""

@@ -1,0 +1,76 @@
+"""The NaN guard: a program whose fetches and updates must be finite, and where one went wrong.
+
+    before:  fetch %l: f32[] = log(%x)
+    after:   fetch %c: f32[] = check_finite(%l)
+Keeps: values.  Imports: program, ops, backends.reference, errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from graphc.backends.reference import evaluate
+from graphc.dims import Sizes
+from graphc.errors import NonFiniteError, RunError
+from graphc.graph import Builder, Node, Tensor, making_nodes_in
+from graphc.ops.check import check_finite
+from graphc.program import Program
+
+Array = np.ndarray[Any, Any]
+
+
+def guard(program: Program) -> Program:
+    """The program with every floating fetch and update checked."""
+    builder = Builder()
+
+    def checked(t: Tensor) -> Tensor:
+        if not t.dtype.is_float:
+            return t
+        builder.loc = t.node.loc
+        result: Tensor = check_finite(t)
+        return result
+
+    with making_nodes_in(builder):
+        return replace(
+            program,
+            fetches=tuple(checked(t) for t in program.fetches),
+            updates=tuple((v, checked(t)) for v, t in program.updates),
+        )
+
+
+def located(
+    error: NonFiniteError,
+    program: Program,
+    inputs: Sequence[Array],
+    state: Mapping[int, Array],
+    sizes: Sizes,
+) -> RunError:
+    """The error of the first operator whose result is not finite though its operands are.
+
+    Runs the program again node by node, which costs a slow run and needs no checks in the code.
+    `error` itself if nothing of the kind is found.
+    """
+    values = {id(t): a for t, a in zip(program.inputs, inputs, strict=True)}
+    fed = {t.node.id for t in program.inputs}
+    for node in program.order():
+        if node.id not in fed:
+            operands = [values[id(t)] for t in node.inputs]
+            results = evaluate(node, operands, state, sizes)
+            values.update((id(t), a) for t, a in zip(node.outputs, results, strict=True))
+        for t in node.outputs:
+            if t.dtype.is_float and not np.isfinite(values[id(t)]).all():
+                return NonFiniteError(_message(node, values[id(t)]))
+    return error
+
+
+def _message(node: Node, array: Array) -> str:
+    flat = int(np.argmin(np.isfinite(array)))
+    index = tuple(int(i) for i in np.unravel_index(flat, array.shape))
+    name = f"{node.op.name} {node.name!r}" if node.name else node.op.name
+    verb = "is" if node.op.kind in ("leaf", "state") else "gave"
+    where = f" at index {index}" if array.ndim else ""
+    return f"{name} {verb} {array[index]}{where}\n  at {node.loc}   {node.loc.source}".rstrip()

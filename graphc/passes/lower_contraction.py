@@ -1,0 +1,145 @@
+"""Contraction groups: operand maps to a contraction kernel with its epilogue.
+
+Integer products, which no packed kernel computes, become loop kernels of the same maps; the tests
+use that form as the oracle of the packed one.  Imports: operands, fuse, kernel, contraction_maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphc import dims
+from graphc.contraction_maps import ContractionMaps, matmul_maps
+from graphc.dims import DimLike
+from graphc.graph import Node
+from graphc.kernel import (
+    Access,
+    Accumulator,
+    Contraction,
+    Expr,
+    Kernel,
+    LoopKernel,
+    Stage,
+    Store,
+    Term,
+)
+from graphc.nest import Index, contiguous
+from graphc.passes.fuse import Fusion, Group
+from graphc.passes.operands import (
+    Buffers,
+    Checks,
+    Expressions,
+    LoweredStep,
+    label_of,
+    locations_of,
+)
+from graphc.passes.views import View
+
+
+def maps_of(node: Node) -> ContractionMaps:
+    """How a contraction operator's axes address its operands."""
+    types = [t.type for t in node.inputs]
+    out = node.types[0]
+    if node.op.name == "matmul":
+        return matmul_maps(*types, out, **node.attrs)
+    maps: ContractionMaps = node.op.lower(types, out, node.attrs)
+    return maps
+
+
+def lower_contraction(fusion: Fusion, group: Group) -> list[LoweredStep]:
+    """One kernel per contraction."""
+    return [_Contraction(fusion, group).step()]
+
+
+class _Contraction:
+    def __init__(self, fusion: Fusion, group: Group) -> None:
+        self.fusion = fusion
+        self.group = group
+        self.maps = maps_of(group.head)
+        self.buffers = Buffers()
+        self.checks = Checks()
+        a, b = group.head.inputs[:2]
+        if self.maps.swap:
+            a, b = b, a
+        self.views = (fusion.views.of(a), fusion.views.of(b))
+        self.shapes = (a.dims, b.dims)
+
+    def step(self) -> LoweredStep:
+        a = self._operand(0, self.maps.a)
+        b = self._operand(1, self.maps.b)
+        stores = self._stores()
+        kernel = self._kernel(a, b, stores)
+        return LoweredStep(
+            kernel,
+            tuple(self.buffers.values),
+            tuple(self.buffers.written),
+            label_of(self.group),
+            locations_of(self.group),
+            tuple(self.checks.sites),
+        )
+
+    def _operand(self, which: int, index: Sequence[Index]) -> Access:
+        view = self.views[which]
+        # A and B are buffers 0 and 1 even when they are the same array
+        buffer = len(self.buffers.values)
+        self.buffers.values.append(view.base)
+        offset = view.offset
+        terms = []
+        for i, stride, size in zip(index, view.strides, self.shapes[which], strict=True):
+            if i.guarded:
+                terms.append(Term(i.axes, stride, i.shift, i.div, size))
+                continue
+            offset = dims.add(offset, dims.mul(i.shift, stride))
+            if i.axes and stride != 0:
+                terms.append(Term(i.axes, stride))
+        return Access(buffer, tuple(terms), offset)
+
+    def _terms(self, view: View, reduced: bool) -> tuple[tuple[Term, ...], DimLike]:
+        return self._out_terms(view.strides), view.offset
+
+    def _out_terms(self, strides: Sequence[DimLike]) -> tuple[Term, ...]:
+        return tuple(
+            Term(tuple(axes), s)
+            for axes, s in zip(self.maps.out, strides, strict=True)
+            if s != 0 and axes
+        )
+
+    def _stores(self) -> tuple[Store, ...]:
+        expressions = Expressions(
+            self.fusion, self.group, self.buffers, self.checks, self._terms
+        )
+        out = self.group.head.outputs[0]
+        expressions.made[id(out)] = Expr("acc", (), 0, out.dtype)
+        stores = []
+        for t in self.group.members:
+            if t is not out:
+                expressions.elementwise(t, False)
+            if id(t) in self.fusion.stored:
+                access = Access(
+                    self.buffers.of(t, write=True), self._out_terms(contiguous(t.dims))
+                )
+                stores.append(Store(access, expressions.made[id(t)]))
+        return tuple(stores)
+
+    def _kernel(self, a: Access, b: Access, stores: tuple[Store, ...]) -> Kernel:
+        m = self.maps
+        dtype = self.group.head.types[0].dtype
+        bufs = self.buffers.dtypes()
+        if dtype.is_float and not self.checks.sites:
+            return Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype)
+        axes = (*m.batch, *m.m, *m.n, *m.k)
+        outer = len(axes) - len(m.k)
+        product = Expr("load", (), (a, 0), dtype) * Expr("load", (), (b, 0), dtype)
+        red = tuple(range(outer, len(axes)))
+        stages = (
+            Stage(red, (Accumulator("sum", product, dtype),)),
+            Stage((), (), stores),
+        )
+        if not red:  # an inner size of nothing: one empty step
+            axes = (*axes, 1)
+            stages = (Stage((len(axes) - 1,), stages[0].accs), stages[1])
+        par = tuple(range(outer))
+        if not par:
+            axes = (*axes, 1)
+            par = (len(axes) - 1,)
+        return LoopKernel(axes, par, par[-1], bufs, stages, (), len(self.checks.sites))

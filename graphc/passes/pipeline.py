@@ -1,0 +1,70 @@
+"""The pipeline: the ordered lists of passes from the user's graph to a plan.
+
+One place verifies, dumps and times between passes.  Imports: every pass, program, plan.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from graphc.passes.canonicalise import canonicalise
+from graphc.passes.fuse import fuse
+from graphc.passes.lower import lower
+from graphc.passes.plan_memory import BlocksOf, plan_memory
+from graphc.plan import Plan
+from graphc.program import Program
+
+GraphPass = Callable[[Program], Program]
+
+GRAPH_PASSES: list[tuple[str, GraphPass]] = [
+    # fusion knows only reductions that drop their axes
+    ("canonicalise", canonicalise),
+]
+"""Program -> program, in order.  resolve_state, bind_ranks and specialise have run before."""
+
+
+@dataclass
+class Trace:
+    """What the pipeline did: seconds per pass, and the program after each (if kept)."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    programs: list[tuple[str, Program]] = field(default_factory=list)
+    keep: bool = False
+
+    def note(self, name: str, started: float, program: Program | None = None) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        if self.keep and program is not None:
+            self.programs.append((name, program))
+
+
+def optimize(
+    program: Program,
+    passes: Sequence[tuple[str, GraphPass]] | None = None,
+    trace: Trace | None = None,
+) -> Program:
+    """Run the graph passes."""
+    trace = trace or Trace()
+    for name, run in GRAPH_PASSES if passes is None else passes:
+        started = time.perf_counter()
+        program = run(program)
+        trace.note(name, started, program)
+    return program
+
+
+def build_plan(
+    program: Program, blocks_of: BlocksOf, trace: Trace | None = None
+) -> tuple[Plan, Program]:
+    """Fuse, lower and plan an optimized program; also the program as it was lowered."""
+    trace = trace or Trace()
+    started = time.perf_counter()
+    fusion = fuse(program)
+    trace.note("fuse", started)
+    started = time.perf_counter()
+    steps = lower(fusion)
+    trace.note("lower", started)
+    started = time.perf_counter()
+    plan = plan_memory(fusion, steps, blocks_of)
+    trace.note("plan_memory", started)
+    return plan, fusion.program

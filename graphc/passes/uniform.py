@@ -1,0 +1,58 @@
+"""Uniform values: known before the run and equal everywhere, so never kernels of their own.
+
+Constants with one value, sizes, and arithmetic on them become expressions inside the kernels that
+use them.  Imports: graph, kernel, passes.views, ops.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphc.graph import Tensor
+from graphc.kernel import Expr
+from graphc.ops.define import ScalarBuilder
+from graphc.passes.views import Views
+
+
+class Uniforms:
+    """Finds the expression of a uniform tensor."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, Expr | None] = {}
+
+    def of(self, t: Tensor, views: Views) -> Expr | None:
+        """The expression of t's one value, or None when t is not uniform."""
+        if id(t) not in self._found:
+            self._found[id(t)] = self._find(t, views)
+        return self._found[id(t)]
+
+    def _find(self, t: Tensor, views: Views) -> Expr | None:
+        node = t.node
+        if node.op.name == "constant":
+            return constant_expr(t)
+        if node.op.name == "sizes":
+            d = node.attrs["dims"]
+            return None if isinstance(d, tuple) else Expr("size", (), d, t.dtype)
+        if node.kind == "view":
+            return self.of(node.inputs[0], views)
+        if node.kind != "elementwise" or node.op.stateful or t.dims != ():
+            return None
+        inputs = [self.of(i, views) for i in node.inputs]
+        if not inputs or any(i is None for i in inputs):
+            return None
+        scalars = ScalarBuilder()
+        made = node.op.lower(scalars, *inputs, **node.attrs)
+        return None if scalars.checks else made
+
+
+def constant_expr(t: Tensor) -> Expr | None:
+    """A constant whose elements are all the same number, as an expression."""
+    array = t.node.attrs["value"].array
+    if array.size == 0:
+        return None
+    first = array.reshape(-1)[0]
+    if array.size > 1:
+        bits = array.reshape(-1).view(np.uint8).reshape(array.size, -1)
+        if not (bits == bits[0]).all():
+            return None
+    return Expr("const", (), first.item(), t.dtype)

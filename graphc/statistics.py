@@ -1,0 +1,54 @@
+"""Counters of what compiling and running has cost this process: `gx.stats()`.
+
+Imports: nothing of graphc (the LLVM back end's counters are read only if it has been loaded).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class Statistics:
+    """Counts since the process started.
+
+    programs       (fetches, feeds) combinations and functions built
+    plans          programs compiled: one per rank signature and broadcast outcome
+    plan_hits      bindings of new sizes that found a compiled plan
+    runs           runs begun
+    bytes_planned  scratch memory of all plans at the sizes they were first bound to
+    kernels, kernel_hits, compile_seconds   the machine-code compiler's own counts
+    """
+
+    programs: int = 0
+    plans: int = 0
+    plan_hits: int = 0
+    runs: int = 0
+    bytes_planned: int = 0
+    kernels: int = 0
+    kernel_hits: int = 0
+    compile_seconds: float = 0.0
+
+
+counters = Statistics()
+_lock = threading.Lock()
+
+
+def count(name: str, amount: int = 1) -> None:
+    """Add to a counter; safe from any thread."""
+    with _lock:
+        setattr(counters, name, getattr(counters, name) + amount)
+
+
+def stats() -> Statistics:
+    """A copy of the counters now."""
+    with _lock:
+        result = Statistics(**asdict(counters))
+    jit = sys.modules.get("graphc.backends.llvm.jit")
+    if jit is not None:
+        result.kernels = jit.stats.kernels
+        result.kernel_hits = jit.stats.cache_hits
+        result.compile_seconds = jit.stats.emit_seconds + jit.stats.llvm_seconds
+    return result

@@ -1,0 +1,165 @@
+"""The values of variables in one session, and the rule by which runs share them.
+
+Runs that only read go on side by side; a run that writes is alone.  A run that fails leaves every
+value as it was, and a variable it would have set for the first time stays without a value.
+Imports: execution, errors, graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphc.dims import Sizes
+from graphc.errors import SessionClosedError, UninitializedError
+from graphc.execution import Compiled
+from graphc.graph import Graph, Tensor
+
+Array = np.ndarray[Any, Any]
+
+
+class ReadWriteLock:
+    """Many readers or one writer; a waiting writer goes before readers that come later."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._readers = 0
+        self._writing = False
+
+    def acquire_read(self) -> None:
+        with self._lock:
+            while self._writing:
+                self._changed.wait()
+            self._readers += 1
+
+    def release_read(self) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        self.acquire_read()
+        try:
+            yield
+        finally:
+            self.release_read()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        with self._lock:
+            while self._writing:
+                self._changed.wait()
+            self._writing = True  # readers that come from here on wait
+            while self._readers:
+                self._changed.wait()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._writing = False
+                self._changed.notify_all()
+
+
+class VariableStore:
+    """Arrays by variable, for one session of `graph`."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.closed = False
+        self._values: dict[int, Array] = {}  # by node id, which no two nodes of a process share
+        self._lock = ReadWriteLock()
+
+    def run(
+        self, compiled: Compiled, inputs: Sequence[Array], sizes: Sizes, threads: int
+    ) -> list[Array]:
+        """Run a compiled program on this state; raises UninitializedError for what it lacks."""
+        if compiled.written:
+            with self._lock.writing():
+                return self._run_writing(compiled, inputs, sizes, threads)
+        if not compiled.variables:
+            return compiled.run(inputs, (), sizes, threads)
+        self._lock.acquire_read()
+        try:
+            values = self._values
+            try:
+                state = [values[i] for i in compiled.ids]
+            except KeyError:
+                raise self._uninitialized(compiled) from None
+            return compiled.run(inputs, state, sizes, threads)
+        finally:
+            self._lock.release_read()
+
+    def _run_writing(
+        self, compiled: Compiled, inputs: Sequence[Array], sizes: Sizes, threads: int
+    ) -> list[Array]:
+        values = self._values
+        fresh: dict[int, Array] = {}
+        state: list[Array] = []
+        for variable, i in zip(compiled.variables, compiled.ids, strict=True):
+            array = values.get(i)
+            if array is None:
+                array = fresh[i] = self._first_storage(compiled, variable)
+            state.append(array)
+        results = compiled.run(inputs, state, sizes, threads)
+        values.update(fresh)  # only now: a failed run gives no variable a value
+        return results
+
+    def _first_storage(self, compiled: Compiled, variable: Tensor) -> Array:
+        """Memory for a variable that has no value; an error if the run reads it."""
+        if variable is self.graph.random_counter:
+            return self._initial_counter()
+        if variable.node.id in compiled.read:
+            raise self._uninitialized(compiled)
+        shape = tuple(int(str(d)) for d in variable.dims)
+        return np.empty(shape, variable.dtype.numpy)
+
+    def _uninitialized(self, compiled: Compiled) -> Exception:
+        if self.closed:
+            return SessionClosedError("the session is closed")
+        for v in compiled.variables:
+            if v.node.id in compiled.read and v.node.id not in self._values:
+                return UninitializedError(
+                    f"variable {v.node.name!r} {v.type} ({v.node.loc}) has no value in this "
+                    "session: run gx.global_variables_initializer() first"
+                )
+        raise AssertionError("every variable the run reads has a value")
+
+    def _initial_counter(self) -> Array:
+        """0 for a seeded graph; otherwise a random start, so that unseeded runs differ."""
+        start = 0 if self.graph.seed is not None else int.from_bytes(os.urandom(7), "little")
+        return np.array(start, np.uint64)
+
+    # ---- single values
+
+    def __contains__(self, variable: Tensor) -> bool:
+        return variable.node.id in self._values
+
+    def get(self, variable: Tensor) -> Array:
+        """A copy of the value; raises UninitializedError if there is none."""
+        with self._lock.reading():
+            array = self._values.get(variable.node.id)
+            if array is None:
+                raise UninitializedError(
+                    f"variable {variable.node.name!r} ({variable.node.loc}) has no value in this "
+                    "session"
+                )
+            return array.copy()
+
+    def set(self, variable: Tensor, array: Array) -> None:
+        """Keep a copy of `array`, which has the variable's dtype and shape."""
+        with self._lock.writing():
+            self._values[variable.node.id] = np.array(array, order="C")
+
+    def close(self) -> None:
+        """Forget every value; runs in progress keep the arrays they use."""
+        self.closed = True
+        with self._lock.writing():
+            self._values.clear()
