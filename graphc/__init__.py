@@ -3,17 +3,284 @@
     import graphc as gx
 
 Declare placeholders and variables, build a graph with NumPy-named functions, differentiate it with
-`gx.gradients`, and run it in a `gx.Session` or as a compiled `gx.function`.
+`gx.gradients`, and run it in a `gx.Session` or as a compiled `gx.function`.  Activations, layers and
+losses are in `gx.nn`, optimizers and checkpoints in `gx.train`, files in `gx.export`.
 """
 
 from __future__ import annotations
 
-from graphc.graph import Graph, GraphKeys, Tensor, get_default_graph, reset_default_graph
-from graphc.ops.arithmetic import *  # noqa: F403
-from graphc.ops.define import constant
-from graphc.ops.linalg import matmul
-from graphc.ops.reduce import *  # noqa: F403
-from graphc.ops.shape import *  # noqa: F403
-from graphc.ops.state import *  # noqa: F403
+import contextlib as _contextlib
+import importlib as _importlib
+from collections.abc import Iterable as _Iterable
+from typing import Any as _Any
+
+from graphc import errors
+from graphc.custom import (
+    custom_gradient,
+    disconnected_grad,
+    grad_clip,
+    grad_scale,
+    gradient_override,
+    zero_grad,
+)
+from graphc.derivatives import grad, hessian, jacobian, subgraph_grad
+from graphc.errors import GraphcError
+from graphc.explain import explain
+from graphc.function import Function, function
+from graphc.function_inputs import In, Out
+from graphc.graph import (
+    Graph,
+    GraphKeys,
+    Node,
+    Tensor,
+    get_default_graph,
+    reset_default_graph,
+)
+from graphc.ops import random
+from graphc.ops.arithmetic import (
+    abs,
+    add,
+    astype,
+    cast,
+    divide,
+    equal,
+    floor_divide,
+    fmod,
+    greater,
+    greater_equal,
+    less,
+    less_equal,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    not_equal,
+    remainder,
+    sign,
+    subtract,
+    where,
+)
+from graphc.ops.create import (
+    arange,
+    diag,
+    diagonal,
+    eye,
+    full,
+    full_like,
+    linspace,
+    meshgrid,
+    ones,
+    ones_like,
+    trace,
+    tril,
+    triu,
+    zeros,
+    zeros_like,
+)
+from graphc.ops.define import (
+    constant,
+)
+from graphc.ops.gather import (
+    gather,
+    one_hot,
+    scatter_add,
+    scatter_update,
+    take,
+    take_along_axis,
+)
+from graphc.ops.index import (
+    flip,
+    roll,
+)
+from graphc.ops.join import (
+    concat,
+    pad,
+    repeat,
+    split,
+    stack,
+    tile,
+    unstack,
+)
+from graphc.ops.linalg import (
+    matmul,
+)
+from graphc.ops.logic import (
+    allclose,
+    bitwise_and,
+    bitwise_not,
+    bitwise_or,
+    bitwise_xor,
+    clip,
+    clip_by_value,
+    full_like,
+    invert,
+    isclose,
+    isfinite,
+    isinf,
+    isnan,
+    left_shift,
+    logical_and,
+    logical_not,
+    logical_or,
+    logical_xor,
+    ones_like,
+    right_shift,
+    zeros_like,
+)
+from graphc.ops.math import (
+    acos,
+    acosh,
+    arccos,
+    arccosh,
+    arcsin,
+    arcsinh,
+    arctan,
+    arctan2,
+    arctanh,
+    asin,
+    asinh,
+    atan,
+    atan2,
+    atanh,
+    cbrt,
+    ceil,
+    cos,
+    cosh,
+    erf,
+    erfc,
+    exp,
+    exp2,
+    expm1,
+    floor,
+    hypot,
+    log,
+    log10,
+    log1p,
+    log2,
+    logaddexp,
+    pow,
+    power,
+    reciprocal,
+    round,
+    rsqrt,
+    sin,
+    sinh,
+    sqrt,
+    square,
+    squared_difference,
+    tan,
+    tanh,
+    trunc,
+)
+from graphc.ops.check import (
+    assert_true,
+    check_numerics,
+)
+from graphc.ops.reduce import (
+    all,
+    any,
+    argmax,
+    argmin,
+    max,
+    mean,
+    min,
+    prod,
+    sum,
+)
+from graphc.ops.shape import (
+    broadcast_to,
+    expand_dims,
+    reshape,
+    shape,
+    size,
+    squeeze,
+    transpose,
+)
+from graphc.ops.state import (
+    Variable,
+    assign,
+    assign_add,
+    assign_sub,
+    ensure_shape,
+    global_variables,
+    global_variables_initializer,
+    group,
+    identity,
+    no_op,
+    placeholder,
+    placeholder_with_default,
+    stop_gradient,
+    trainable_variables,
+    variables_initializer,
+)
+from graphc.ops.statistics import (
+    cumprod,
+    cumsum,
+    logsumexp,
+    moments,
+    norm,
+    std,
+    var,
+)
 from graphc.passes.differentiate import gradients, hessian_vector_product, jvp, vjp
-from graphc.session import Session
+from graphc.session import RunOptions, Session, get_default_session
+from graphc.shared import shared
+from graphc.statistics import stats
+from graphc.types import (
+    DType,
+    as_dtype,
+    bool_,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
+from graphc.version import __version__
+
+set_random_seed = random.set_random_seed
+
+
+def name_scope(name: str) -> _contextlib.AbstractContextManager[str]:
+    """Prefix the names of nodes made inside with `name/`, in the default graph."""
+    return get_default_graph().name_scope(name)
+
+
+def control_dependencies(
+    nodes: _Iterable[Node | Tensor] | None,
+) -> _contextlib.AbstractContextManager[None]:
+    """Nodes made inside run after `nodes`, in the default graph."""
+    return get_default_graph().control_dependencies(nodes)
+
+
+def add_to_collection(key: str, value: _Any) -> None:
+    """Add a value to a collection of the default graph."""
+    get_default_graph().add_to_collection(key, value)
+
+
+def get_collection(key: str, scope: str | None = None) -> list[_Any]:
+    """The values of a collection of the default graph."""
+    return get_default_graph().get_collection(key, scope)
+
+
+_LAZY_MODULES = ("export", "nn", "train")
+_LAZY_NAMES = {
+    "freeze": "graphc.export",
+    "load_graph": "graphc.export",
+    "prune": "graphc.export",
+    "save_graph": "graphc.export",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    """Sub-packages are imported when they are first used, so that `import graphc` stays quick."""
+    if name in _LAZY_MODULES:
+        return _importlib.import_module(f"graphc.{name}")
+    if name in _LAZY_NAMES:
+        return getattr(_importlib.import_module(_LAZY_NAMES[name]), name)
+    raise AttributeError(f"module 'graphc' has no attribute {name!r}")

@@ -235,6 +235,11 @@ def _divide_exactly(a: DimLike, b: DimLike) -> DimLike | None:
     return _make(result)
 
 
+def divides(a: DimLike, b: DimLike) -> bool:
+    """Whether b / a is a polynomial: a divides b for every size."""
+    return _divide_exactly(b, a) is not None
+
+
 def exact_div(a: DimLike, b: DimLike) -> DimLike:
     """a / b, where b must divide a: checked now if both are known, else when sizes are bound."""
     if isinstance(b, int) and b == 1:
@@ -292,9 +297,15 @@ def is_size(d: DimLike) -> bool:
     """Whether d is certainly not negative (a sum of products of sizes)."""
     if isinstance(d, int):
         return d >= 0
-    return all(
-        c > 0 and all(a.kind in ("symbol", "bc", "ediv", "max") for a in m) for m, c in d.terms
-    )
+    return all(c >= 0 and all(_is_size_atom(a) for a in m) for m, c in d.terms)
+
+
+def _is_size_atom(atom: Atom) -> bool:
+    if atom.kind in ("symbol", "bc", "ediv"):
+        return True
+    if atom.kind == "max":
+        return any(is_size(a) for a in atom.args)
+    return all(is_size(a) for a in atom.args)
 
 
 def broadcast(a: DimLike, b: DimLike) -> DimLike:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, Union
+from typing import Any
 
 from graphc.errors import FetchError, FetchTypeError, GraphError
 from graphc.graph import Graph, Node, Tensor
 
-Fetch = Union[Tensor, Node]
+Fetch = Tensor | Node
 Rebuild = Callable[[list[Any]], Any]
 
 

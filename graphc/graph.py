@@ -546,6 +546,7 @@ class Graph:
         self.random_ops = 0
         self.random_counter: Tensor | None = None
         self.gradient_rules: dict[int, Callable[..., Any]] = {}
+        self.function_session: Any = None  # where functions run outside any session
 
     # ---- building
 
@@ -693,6 +694,11 @@ class Graph:
 
     def collection_keys(self) -> list[str]:
         return list(self._collections)
+
+    def __str__(self) -> str:
+        from graphc.text import print_graph
+
+        return print_graph(self)
 
     def __repr__(self) -> str:
         return f"<Graph of {len(self.nodes)} nodes>"

@@ -24,6 +24,11 @@ class Program:
     fetches: tuple[Tensor, ...]
     updates: tuple[tuple[Tensor, Tensor], ...] = ()
 
+    def __str__(self) -> str:
+        from graphc.text import print_program
+
+        return print_program(self)
+
     @property
     def roots(self) -> tuple[Tensor, ...]:
         return self.fetches + tuple(value for _, value in self.updates)

@@ -7,7 +7,7 @@ Imports: ops.define, ops.shape, ops.arithmetic, ops.create, graph, nest, kernel,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,12 @@ bind_function(_checked_op, checked_index)
 # ---- gather and its transpose scatter_sum ------------------------------------------------------
 
 
+def _scatters(lower: Callable[..., None]) -> Callable[..., None]:
+    """Mark a loop nest that stores to computed positions: nothing can be fused behind it."""
+    lower.scatters = True  # type: ignore[attr-defined]
+    return lower
+
+
 def _ats(axes: Sequence[int]) -> list[Index]:
     return [at(a) for a in axes]
 
@@ -190,6 +196,7 @@ def _scatter_axes(nest: Nest, axis: int) -> tuple[list[Index], list[Index], Shap
     return _ats(axes[:axis]), _ats(axes[axis:]), nest.shape_of(0)
 
 
+@_scatters
 def _lower_scatter(nest: Nest, axis: int, size: DimLike) -> None:
     outer, inner, shape = _scatter_axes(nest, axis)
     row = nest.reduce(size)
@@ -400,6 +407,7 @@ def _put_along_reference(attrs: Attrs, index: Any, updates: Any) -> Any:
     return result
 
 
+@_scatters
 def _lower_put_along(nest: Nest, axis: int, size: DimLike) -> None:
     outer, inner, shape = _scatter_axes(nest, axis)
     row = nest.reduce(size)
@@ -494,6 +502,7 @@ def _scatter_set_reference(attrs: Attrs, x: Any, index: Any, updates: Any) -> An
     return result
 
 
+@_scatters
 def _lower_scatter_set(nest: Nest) -> None:
     shape = nest.shape_of(0)
     inner = _ats(nest.parallel(shape[1:] or (1,))[: len(shape) - 1])

@@ -27,7 +27,14 @@ from graphc.graph import (
     make,
     require_equal,
 )
-from graphc.ops.define import NOT_DIFFERENTIABLE, as_tensor, constant, elementwise, op
+from graphc.ops.define import (
+    NOT_DIFFERENTIABLE,
+    as_tensor,
+    bind_function,
+    constant,
+    elementwise,
+    op,
+)
 from graphc.types import DTYPES, TensorType, as_dtype, float32
 
 Types = Sequence[TensorType]
@@ -322,6 +329,9 @@ class Variable(Tensor):
 
     def __repr__(self) -> str:
         return f"<Variable {self.name} {self.type}>"
+
+
+bind_function(variable_op, Variable)
 
 
 def _assign(variable: Tensor, value: Any, how: str, name: str | None) -> Tensor:

@@ -4,7 +4,7 @@
     after:   %t: f32[n] = sum(%x') {axes=(1,), keepdims=False}   %s = reshape(%t)
 
 Reductions drop their axes and never reduce axes of size 1; identity, stop_gradient and defaults
-that were not fed vanish.  Keeps: values.  Imports: program, graph, ops.
+that were not fed vanish; arithmetic on reshaped tensors is done before reshaping.  Keeps: values.  Imports: program, graph, ops.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from graphc.graph import Builder, Node, Tensor
 from graphc.ops.create import zeros
-from graphc.ops.shape import reshape
+from graphc.ops.shape import broadcast_along, broadcast_op, reshape, reshape_op
 from graphc.program import Program, rewrite
 
 _TRANSPARENT = ("identity", "stop_gradient", "placeholder_with_default")
@@ -28,6 +28,8 @@ def canonicalise(program: Program) -> Program:
             return inputs
         if node.kind == "reduce":
             return (_reduction(node, inputs[0], builder),)
+        if node.kind == "elementwise" and not node.op.stateful:
+            return _before_reshape(node, inputs, builder)
         return None
 
     return rewrite(program, rule, builder)
@@ -49,6 +51,32 @@ def _reduction(node: Node, x: Tensor, builder: Builder) -> Tensor:
         axes = tuple(kept.index(a) for a in axes)
     made = builder.make(node.op, (x,), {"axes": axes, "keepdims": False}, node.name).outputs[0]
     return reshape(made, out)
+
+
+def _before_reshape(
+    node: Node, inputs: list[Tensor], builder: Builder
+) -> Sequence[Tensor] | None:
+    """f(reshape(x), reshape(y), scalar) -> reshape(f(x, y, scalar)).
+
+    A reduction that kept its axes is a reshaped one here; computing before the reshape keeps such
+    arithmetic on the reduced shape, where fusion can see it.
+    """
+    sources = [t.node.inputs[0] if t.node.op is reshape_op else None for t in inputs]
+    shapes = [x.dims for x in sources if x is not None]
+    if not shapes or any(s != shapes[0] for s in shapes):
+        return None
+    moved: list[Tensor] = []
+    for t, x in zip(inputs, sources, strict=True):
+        if x is not None:
+            moved.append(x)
+        elif t.node.op is broadcast_op and t.node.inputs[0].dims == ():
+            moved.append(broadcast_along(t.node.inputs[0], shapes[0], ()))
+        else:
+            return None
+    made = builder.make(node.op, moved, dict(node.attrs), node.name).outputs[0]
+    out = node.types[0].shape
+    assert out is not None
+    return (reshape(made, out),)
 
 
 def _dropped(node: Node, axis: int) -> bool:

@@ -2,24 +2,26 @@
 
 Every cotangent is built with graph operators, so gradients differentiate again, to any order.
 
-Safe gradients: a VJP rule is linear in the cotangent.  Where a cotangent is `where(c, g, 0)` the
-rule is applied to g and its results are wrapped in the same select, so the untaken branch stays an
-exact zero: 0 * inf in the next rule would be NaN.  Imports: graph, ops.
+Safe gradients: a VJP rule is linear in the cotangent.  A cotangent that is `where(c, g, 0)` travels
+as the pair (g, c): rules are applied to g, and the select is made at the end, so the untaken branch
+is an exact zero; 0 * inf in a rule would be NaN.  Graphs without `where` pay nothing.
+Imports: graph, ops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from graphc.errors import GradientError
 from graphc.graph import Graph, Node, Tensor, describe, get_default_graph, topological
-from graphc.ops.arithmetic import add, where
+from graphc.ops.arithmetic import add, astype, not_equal, where
 from graphc.ops.define import as_tensor, constant
+from graphc.ops.logic import bitwise_and, bitwise_or, invert
+from graphc.ops.reduce import unreduce
 from graphc.ops.shape import broadcast_like, sum_to_like
 from graphc.ops.state import identity
-
-Cotangents = list[Tensor | None]
 
 UNCONNECTED_NONE = "none"
 UNCONNECTED_ZERO = "zero"
@@ -47,8 +49,9 @@ def gradients(
         if not isinstance(x, Tensor):
             raise GradientError(f"cannot differentiate with respect to {x!r}")
     if unconnected_gradients not in (UNCONNECTED_NONE, UNCONNECTED_ZERO):
-        raise GradientError(f"unconnected_gradients is 'none' or 'zero', not "
-                            f"{unconnected_gradients!r}")
+        raise GradientError(
+            f"unconnected_gradients is 'none' or 'zero', not {unconnected_gradients!r}"
+        )
     graph = get_default_graph()
     with graph.name_scope(name), graph.control_dependencies(None):
         seeds = _seeds(y_list, grad_ys)
@@ -102,21 +105,24 @@ def backpropagate(
     order = topological([y.node for y, _ in seeds], control=False)
     wanted = {id(x) for x in xs}
     reaches = _reaching(order, wanted, stopped)
-    cotangents: dict[int, list[Tensor]] = {}
+    parts: dict[int, list[Cotangent]] = {}
     for y, g in seeds:
-        cotangents.setdefault(id(y), []).append(g)
+        parts.setdefault(id(y), []).append(Cotangent(g))
     for node in reversed(order):
         if node.id not in reaches:
             continue
-        gs = [_total(cotangents, t) for t in node.outputs]
+        gs = [_total(parts, t) for t in node.outputs]
         if all(g is None for g in gs):
             continue
-        for t, c in zip(node.inputs, _apply_rule(node, gs, graph), strict=True):
+        override = graph.gradient_rules.get(node.id) if graph is not None else None
+        for t, c in zip(node.inputs, _pull(node, gs, override), strict=True):
             if c is None or id(t) in stopped:
                 continue
             if t.node.id in reaches or id(t) in wanted:
-                cotangents.setdefault(id(t), []).append(c)
-    return [_total(cotangents, x) for x in xs]
+                fitted = _fit(c, node, t, t.node.id in reaches)
+                parts.setdefault(id(t), []).append(fitted)
+    totals = [_total(parts, x) for x in xs]
+    return [None if g is None else g.tensor() for g in totals]
 
 
 def _reaching(order: Sequence[Node], wanted: set[int], stopped: set[int]) -> set[int]:
@@ -132,110 +138,156 @@ def _reaching(order: Sequence[Node], wanted: set[int], stopped: set[int]) -> set
     return reaches
 
 
-def _total(cotangents: dict[int, list[Tensor]], t: Tensor) -> Tensor | None:
-    parts = cotangents.get(id(t))
-    if not parts:
+# ---- cotangents that know where they are zero --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cotangent:
+    """`value` where the bool `keep` holds (everywhere if None), and 0 elsewhere.
+
+    Where `keep` is false `value` means nothing and may be NaN.  `keep` broadcasts to `value`.
+    """
+
+    value: Tensor
+    keep: Tensor | None = None
+
+    def tensor(self) -> Tensor:
+        """The cotangent with its zeros in place."""
+        if self.keep is None:
+            return self.value
+        if self.keep.node.op.name == "invert":
+            return where(self.keep.node.inputs[0], 0, self.value)
+        return where(self.keep, self.value, 0)
+
+
+def _total(parts: dict[int, list[Cotangent]], t: Tensor) -> Cotangent | None:
+    """The sum of what arrived at t, kept for the next who asks."""
+    found = parts.get(id(t))
+    if not found:
         return None
-    while len(parts) > 1:  # pairwise, so that a tensor used n times costs a tree of depth log n
-        paired = [add(a, b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
-        parts = paired + ([parts[-1]] if len(parts) % 2 else [])
-    cotangents[id(t)] = parts
-    return parts[0]
+    by_mask: dict[int, list[Cotangent]] = {}
+    for c in found:
+        by_mask.setdefault(id(c.keep), []).append(c)
+    total = _summed([_summed(group) for group in by_mask.values()])
+    parts[id(t)] = [total]
+    return total
 
 
-def _apply_rule(node: Node, gs: Cotangents, graph: Graph | None) -> Cotangents:
-    rule = graph.gradient_rules.get(node.id) if graph is not None else None
-    rule = rule or node.op.vjp
+def _summed(terms: list[Cotangent]) -> Cotangent:
+    while len(terms) > 1:  # pairwise, so that a tensor used n times costs a tree of depth log n
+        paired = [_plus(a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]
+        terms = paired + ([terms[-1]] if len(terms) % 2 else [])
+    return terms[0]
+
+
+def _plus(a: Cotangent, b: Cotangent) -> Cotangent:
+    if a.keep is b.keep:
+        return Cotangent(add(a.value, b.value), a.keep)
+    keep = None
+    if a.keep is not None and b.keep is not None and not _complementary(a.keep, b.keep):
+        keep = bitwise_or(a.keep, b.keep)
+    return Cotangent(add(a.tensor(), b.tensor()), keep)
+
+
+def _complementary(a: Tensor, b: Tensor) -> bool:
+    """Whether one is the negation of the other, as for the two branches of a `where`."""
+    return any(p.node.op.name == "invert" and p.node.inputs[0] is q for p, q in ((a, b), (b, a)))
+
+
+# ---- applying rules ----------------------------------------------------------------------------
+
+
+def _pull(
+    node: Node, gs: Sequence[Cotangent | None], override: Callable[..., Any] | None
+) -> list[Cotangent | None]:
+    """One cotangent per input, before un-broadcasting."""
+    rule = override or node.op.vjp
     if rule is None:
         return [None] * len(node.inputs)
-    if len(node.outputs) > 1:
-        results: Cotangents = list(rule(node.outputs, tuple(gs), *node.inputs))
-        return _fit(node, results)
+    if override is not None or len(node.outputs) > 1:
+        # the user's rule need not be linear in g, so it sees g with its zeros
+        dense = tuple(None if g is None else g.tensor() for g in gs)
+        if len(dense) == 1:
+            return _plain(node, rule(node.outputs[0], dense[0], *node.inputs))
+        return _plain(node, rule(node.outputs, dense, *node.inputs))
     (g,) = gs
     assert g is not None
+    y = node.outputs[0]
     if node.op.name == "where":
-        return _fit(node, list(rule(node.outputs[0], g, *node.inputs)))
-    masks, inner = _strip_selects(g)
-    results = list(rule(node.outputs[0], inner, *node.inputs))
-    if masks and node.kind in ("elementwise", "view"):
-        results = _rewrap(node, results, masks, g, rule)
-    elif masks:
-        results = list(rule(node.outputs[0], g, *node.inputs))
-    return _fit(node, results)
+        condition = node.inputs[0]
+        return [
+            None,
+            Cotangent(g.value, _both(condition, g.keep)),
+            Cotangent(g.value, _both(invert(condition), g.keep)),
+        ]
+    if node.kind == "elementwise":
+        return [
+            None if c is None else Cotangent(c.value, g.keep)
+            for c in _plain(node, rule(y, g.value, *node.inputs))
+        ]
+    results = _plain(node, rule(y, g.tensor(), *node.inputs))
+    if g.keep is None:
+        return results
+    return [
+        None if c is None else Cotangent(c.value, _moved(node, g.keep, x, rule))
+        for c, x in zip(results, node.inputs, strict=True)
+    ]
 
 
-Mask = tuple[Tensor, bool]  # (condition, whether the cotangent lives where it is true)
-
-
-def _strip_selects(g: Tensor) -> tuple[list[Mask], Tensor]:
-    """Peel `where(c, g, 0)` and `where(c, 0, g)` off a cotangent."""
-    masks: list[Mask] = []
-    while g.node.op.name == "where":
-        condition, a, b = g.node.inputs
-        if _is_zero(b) and _same_shape(a, g):
-            masks.append((condition, True))
-            g = a
-        elif _is_zero(a) and _same_shape(b, g):
-            masks.append((condition, False))
-            g = b
-        else:
-            break
-    return masks, g
-
-
-def _same_shape(a: Tensor, b: Tensor) -> bool:
-    return a.type.shape is not None and a.type.shape == b.type.shape
-
-
-def _is_zero(t: Tensor) -> bool:
-    node = t.node
-    while node.op.name in ("broadcast_to", "broadcast_like", "reshape", "cast"):
-        node = node.inputs[0].node
-    if node.op.name != "constant":
-        return False
-    array = node.attrs["value"].array
-    return bool(array.size and not array.any())
-
-
-def _rewrap(
-    node: Node,
-    results: Cotangents,
-    masks: Sequence[Mask],
-    g: Tensor,
-    rule: Callable[..., Any],
-) -> Cotangents:
-    """Put the selects back around each result; through a view, the mask is viewed likewise."""
-    if node.kind == "view" and node.op.name not in ("reshape", "transpose"):
-        # adding up exact zeros cannot make a NaN
-        return list(rule(node.outputs[0], g, *node.inputs))
-    if node.kind == "view":
-        masks = [(rule(node.outputs[0], m, *node.inputs)[0], when) for m, when in masks]
-    wrapped: Cotangents = []
-    for c in results:
-        if c is not None:
-            for condition, when in reversed(masks):
-                zero = constant(0, c.dtype)
-                c = where(condition, c, zero) if when else where(condition, zero, c)
-        wrapped.append(c)
-    return wrapped
-
-
-def _fit(node: Node, results: Cotangents) -> Cotangents:
-    """Undo broadcasting: each cotangent gets the shape and dtype of its operand."""
+def _plain(node: Node, results: Sequence[Tensor | None]) -> list[Cotangent | None]:
     if len(results) != len(node.inputs):
         raise GradientError(
             f"the gradient rule of {node.op.name} gave {len(results)} cotangents for "
             f"{len(node.inputs)} inputs ({node.loc})"
         )
-    fitted: Cotangents = []
-    for c, x in zip(results, node.inputs, strict=True):
-        if c is None or not x.dtype.is_float:
-            fitted.append(None)
-        elif c.type.shape is not None and c.type.shape == x.type.shape:
-            fitted.append(c)
-        else:
-            fitted.append(sum_to_like(c, x))
-    return fitted
+    return [
+        None if c is None or not x.dtype.is_float else Cotangent(c)
+        for c, x in zip(results, node.inputs, strict=True)
+    ]
+
+
+def _both(a: Tensor, b: Tensor | None) -> Tensor:
+    return a if b is None else bitwise_and(a, b)
+
+
+MOVES = frozenset(
+    {"sum_to_like", "broadcast_like", "reshape_like", "unreduce", "expand_dims", "squeeze"}
+)
+"""Deferred operators that, like views, only move and add up elements."""
+
+
+def _moved(node: Node, keep: Tensor, x: Tensor, rule: Callable[..., Any]) -> Tensor | None:
+    """Where the cotangent of x may differ from 0, given where that of the node's output may.
+
+    Through a view the mask is pulled back as a cotangent of ones and zeros would be; through a
+    reduction each element follows its sum; through anything else nothing is known.
+    """
+    y = node.outputs[0]
+    if node.kind == "reduce":
+        attrs = node.attrs
+        whole = broadcast_like(keep, y)
+        return unreduce(whole, x, axes=attrs["axes"], keepdims=attrs["keepdims"])
+    if node.kind != "view" and node.op.name not in MOVES:
+        return None
+    if x is not node.inputs[0]:
+        return None
+    ones = broadcast_like(astype(keep, x.dtype), y)
+    return not_equal(rule(y, ones, *node.inputs)[0], 0)
+
+
+def _fit(c: Cotangent, node: Node, x: Tensor, continues: bool) -> Cotangent:
+    """Undo broadcasting: the cotangent gets the shape of its operand.
+
+    The mask is summed too if a rule will still be applied to the result (`continues`).
+    """
+    shape = c.value.type.shape
+    if shape is not None and shape == x.type.shape:
+        return c
+    total = sum_to_like(c.tensor(), x)
+    if c.keep is None or not continues or node.kind != "elementwise":
+        return Cotangent(total)
+    counts = sum_to_like(broadcast_like(astype(c.keep, x.dtype), node.outputs[0]), x)
+    return Cotangent(total, not_equal(counts, 0))
 
 
 # ---- what is built from reverse mode -----------------------------------------------------------

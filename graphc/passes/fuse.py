@@ -189,7 +189,12 @@ class _Fuser:
             if level is not None:
                 self._put(group, t, level)
                 return
-        self._put(self._new("loop", t.dims, t.node), t, FULL)
+        group = self._new("loop", t.dims, t.node)
+        self._put(group, t, FULL)
+        for base in self._bases(t):  # maps that only this one reads
+            other = self.group_of.get(id(base))
+            if other is not None and other is not group:
+                self._sink(other, group)
 
     def _place_reduction(self, t: Tensor) -> None:
         x, axes = t.node.inputs[0], t.node.attrs["axes"]

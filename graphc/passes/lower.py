@@ -1,22 +1,22 @@
 """Lowering: each fusion group becomes a kernel (a split reduction: two).
 
-Imports: fuse, views, uniform, kernel, nest, dims.
+Deep graphs repeat themselves, so a group's signature is computed first: groups that would give the
+same kernel share one, and only the values they are launched on differ.
+Imports: fuse, operands, the lowerings of each kind of group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from graphc.errors import RunError
 from graphc.graph import Tensor
-from graphc.kernel import Kernel, Store
-from graphc.location import Location
 from graphc.passes.fuse import Fusion, Group
 from graphc.passes.lower_contraction import lower_contraction
 from graphc.passes.lower_loop import lower_loop
 from graphc.passes.lower_nest import lower_nest
-from graphc.passes.operands import LoweredStep
+from graphc.passes.operands import LoweredStep, Partial, Value, locations_of
 
 __all__ = ["LoweredStep", "lower"]
 
@@ -24,14 +24,117 @@ __all__ = ["LoweredStep", "lower"]
 def lower(fusion: Fusion) -> list[LoweredStep]:
     """The steps of a fused program, in an order that respects dependencies."""
     steps: list[LoweredStep] = []
+    known: dict[Hashable, _Template] = {}
     for group in fusion.groups:
-        steps.extend(lower_group(fusion, group))
+        signature, values = _signature(fusion, group)
+        template = known.get(signature)
+        if template is None:
+            made = lower_group(fusion, group)
+            known[signature] = _Template(made, values, group)
+            steps.extend(made)
+        else:
+            steps.extend(template.on(values, group))
     return steps
 
 
 def lower_group(fusion: Fusion, group: Group) -> list[LoweredStep]:
+    """The kernel or kernels of one group."""
     if group.kind == "loop":
         return lower_loop(fusion, group)
     if group.kind == "contraction":
         return lower_contraction(fusion, group)
     return lower_nest(fusion, group)
+
+
+class _Template:
+    """A lowered group, to be launched again on other values."""
+
+    def __init__(self, steps: list[LoweredStep], values: list[Tensor], group: Group) -> None:
+        number = {id(v): i for i, v in enumerate(values)}
+        self.partials = [
+            v for s in steps for v in s.args if isinstance(v, Partial) and id(v) not in number
+        ]
+        self.rows = [
+            (s, tuple(v if isinstance(v, Partial) else number[id(v)] for v in s.args))
+            for s in steps
+        ]
+        nodes = {t.node.loc: i for i, t in reversed(list(enumerate(group.members)))}
+        self.sites = [tuple(nodes.get(c.loc, 0) for c in s.checks) for s in steps]
+
+    def on(self, values: list[Tensor], group: Group) -> list[LoweredStep]:
+        fresh: dict[int, Partial] = {}
+        steps = []
+        locs = locations_of(group)
+        for (s, numbers), sites in zip(self.rows, self.sites, strict=True):
+            args: list[Value] = []
+            for n in numbers:
+                if isinstance(n, Partial):
+                    if id(n) not in fresh:
+                        fresh[id(n)] = replace(n)
+                    args.append(fresh[id(n)])
+                else:
+                    args.append(values[n])
+            checks = tuple(
+                replace(c, loc=group.members[i].node.loc)
+                for c, i in zip(s.checks, sites, strict=True)
+            )
+            steps.append(LoweredStep(s.kernel, tuple(args), s.writes, s.label, locs, checks))
+        return steps
+
+
+@dataclass
+class _Numbering:
+    """Numbers tensors in order of appearance."""
+
+    number: dict[int, int]
+    values: list[Tensor]
+
+    def of(self, t: Tensor) -> int:
+        found = self.number.get(id(t))
+        if found is None:
+            found = self.number[id(t)] = len(self.values)
+            self.values.append(t)
+        return found
+
+
+def _signature(fusion: Fusion, group: Group) -> tuple[Hashable, list[Tensor]]:
+    """What determines a group's kernel, and the tensors it is about in order of appearance."""
+    names = _Numbering({}, [])
+    rows: list[Any] = [group.kind, group.shape, group.red, group.split]
+    views, uniforms = fusion.views, fusion.uniforms
+    for t in group.members:
+        node = t.node
+        row: list[Any] = [
+            node.op.name,
+            t.index,
+            t.type,
+            group.level[id(t)],
+            id(t) in fusion.stored,
+            names.of(t),
+            _attrs_key(node.attrs),
+        ]
+        for i in node.inputs if node.kind != "view" else ():
+            row.append(uniforms.of(i, views))
+            view = views.of(i)
+            row.extend((names.of(view.base), view.strides, view.offset))
+            row.append(_leaf_key(fusion, view.base))
+            if node.kind != "elementwise":
+                row.append(i.type)
+        if node.kind == "view":
+            view = views.source(t)
+            row.append(uniforms.of(t, views))
+            row.extend((names.of(view.base), view.strides, view.offset))
+            row.append(_leaf_key(fusion, view.base))
+        rows.append(tuple(row))
+    return tuple(rows), names.values
+
+
+def _leaf_key(fusion: Fusion, base: Tensor) -> Hashable:
+    """dtype of an operand's array, and what computes it if it has no memory."""
+    if base.node.op.name in ("iota", "sizes") and id(base) not in fusion.group_of:
+        return (base.dtype.name, base.node.op.name, _attrs_key(base.node.attrs))
+    return base.dtype.name
+
+
+def _attrs_key(attrs: Mapping[str, Any]) -> Hashable:
+    return tuple((k, attrs[k]) for k in sorted(attrs)) if attrs else ()

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Sequence
 from graphc import dims
 from graphc.graph import Builder, Node, Tensor, making_nodes_in, topological
 from graphc.ops.arithmetic import add, subtract
+from graphc.ops.check import assert_op
 from graphc.ops.define import constant
-from graphc.ops.state import placeholder_op
+from graphc.ops.state import ensure_shape, placeholder_op
 from graphc.program import Program, keep
 from graphc.types import Shape
 
@@ -25,31 +26,53 @@ Versions = dict[int, tuple[int, Tensor]]  # variable node id -> (version, value)
 
 
 def resolve_state(
-    fetches: Sequence[Tensor], targets: Iterable[Node], feeds: Sequence[Tensor]
+    fetches: Sequence[Tensor],
+    targets: Iterable[Node],
+    feeds: Sequence[Tensor],
+    givens: Sequence[tuple[Tensor, Tensor]] = (),
+    updates: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> Program:
-    """The program that computes `fetches` and runs `targets` when `feeds` are given."""
-    return _Resolver(fetches, targets, feeds).program()
+    """The program that computes `fetches` and runs `targets` when `feeds` are given.
+
+    givens   (tensor, replacement): every use of the tensor sees the replacement instead, except
+             inside the replacements themselves
+    updates  (variable, new value) to commit besides what assignments write
+    The program's fetches are those asked for, then the assertions that the run must check.
+    """
+    return _Resolver(fetches, targets, feeds, givens, updates).program()
 
 
 class _Resolver:
     def __init__(
-        self, fetches: Sequence[Tensor], targets: Iterable[Node], feeds: Sequence[Tensor]
+        self,
+        fetches: Sequence[Tensor],
+        targets: Iterable[Node],
+        feeds: Sequence[Tensor],
+        givens: Sequence[tuple[Tensor, Tensor]],
+        updates: Sequence[tuple[Tensor, Tensor]],
     ) -> None:
         self.fetches = fetches
+        self.givens = givens
+        self.updates = updates
         self.builder = Builder()
         self.new: dict[int, Tensor] = {}
         self.versions: dict[int, Versions] = {}
         self.latest: dict[int, Tensor] = {}
         self.written: dict[int, Tensor] = {}
-        self.roots = [t.node for t in fetches] + list(targets)
-        fed = {id(t) for t in feeds}
+        self.assertions: dict[int, Tensor] = {}
+        self.roots = [t.node for t in fetches] + list(targets) + [t.node for _, t in updates]
+        self.cut = {id(t): t for t in feeds}
         self.inputs = tuple(self._input(t) for t in feeds)
-        stop = {
-            t.node.id for t in feeds if all(id(out) in fed for out in t.node.outputs)
-        }
-        order = topological(self.roots, stop=stop)
-        # creation order is a topological order, and the order in which assignments take effect
-        self.order = sorted((n for n in order if n.id not in stop), key=lambda n: n.id)
+
+    def _order(self, roots: Iterable[Node]) -> list[Node]:
+        """What the roots need, down to where the graph is cut, in the order it was made.
+
+        Creation order is a topological order, and the order in which assignments take effect.
+        """
+        cut = self.cut
+        stop = {t.node.id for t in cut.values() if all(id(o) in cut for o in t.node.outputs)}
+        order = topological(roots, stop=stop)
+        return sorted((n for n in order if n.id not in stop), key=lambda n: n.id)
 
     def _input(self, t: Tensor) -> Tensor:
         if t.node.op is placeholder_op:
@@ -63,17 +86,38 @@ class _Resolver:
 
     def program(self) -> Program:
         with making_nodes_in(self.builder):
-            for node in self.order:
-                self.builder.loc = node.loc
-                inherited = self._inherited(node)
-                if inherited:
-                    self.versions[node.id] = inherited
-                outputs = self._outputs(node, inherited)
-                for old, made in zip(node.outputs, outputs, strict=True):
-                    self.new.setdefault(id(old), made)
-        fetches = tuple(self.new[id(t)] for t in self.fetches)
+            self._replace_givens()
+            self._walk(self._order(self.roots))
+            for variable, value in self.updates:
+                self._write(variable, self.new[id(value)])
+        fetches = (*(self.new[id(t)] for t in self.fetches), *self.assertions.values())
         updates = tuple((v, self.latest[i]) for i, v in self.written.items())
         return Program(self.inputs, fetches, updates)
+
+    def _replace_givens(self) -> None:
+        """Compute the replacements in the graph as it is, then cut the graph at what they replace.
+
+        What both halves compute alike is one node, for the builder interns.
+        """
+        if not self.givens:
+            return
+        inputs = dict(self.new)
+        self._walk(self._order([r.node for _, r in self.givens]))
+        replaced = {id(t): self.new[id(r)] for t, r in self.givens}
+        self.new = inputs | replaced
+        self.cut.update((id(t), t) for t, _ in self.givens)
+
+    def _walk(self, order: Iterable[Node]) -> None:
+        for node in order:
+            self.builder.loc = node.loc
+            inherited = self._inherited(node)
+            if inherited:
+                self.versions[node.id] = inherited
+            outputs = self._outputs(node, inherited)
+            for old, made in zip(node.outputs, outputs, strict=True):
+                self.new.setdefault(id(old), made)
+            if node.op is assert_op:
+                self.assertions[node.id] = self.new[id(node.outputs[0])]
 
     def _inherited(self, node: Node) -> Versions:
         """The versions of variables that this node is ordered behind."""
@@ -101,6 +145,8 @@ class _Resolver:
             return (version[1] if version else self.new[id(variable)],)
         if name == "assign":
             return (self._assign(node, inherited),)
+        if name == "custom_gradient":
+            return [self.new[id(t)] for t in node.inputs[: len(node.outputs)]]
         if node.op.kind == "random":
             return (self._random(node),)
         return keep(node, [self.new[id(t)] for t in node.inputs], self.builder)
@@ -113,10 +159,16 @@ class _Resolver:
             combine = add if node.attrs["how"] == "add" else subtract
             base = self.latest.get(key)
             made = combine(self.new[id(variable)] if base is None else base, made)
-        self.latest[key] = made
-        self.written[key] = variable
+        made = self._write(variable, made)
         self.versions[node.id] = {**inherited, key: (node.id, made)}
         return made
+
+    def _write(self, variable: Tensor, value: Tensor) -> Tensor:
+        if value.type.shape != variable.type.shape:  # sizes known only at run time
+            value = ensure_shape(value, variable.type.shape)
+        self.latest[variable.node.id] = value
+        self.written[variable.node.id] = variable
+        return value
 
     def _random(self, node: Node) -> Tensor:
         """Random bits as a function of the run counter, which every such run advances by one."""

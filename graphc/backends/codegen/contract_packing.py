@@ -138,13 +138,12 @@ def pack_transposed(
     inner: Table,
     destination: str,
     stride: int,
-    squares: tuple[str, str],
+    square: str,
 ) -> None:
     """Copy runs along inner to columns of the destination, rows `stride` bytes apart.
 
-    A square of vectors is transposed by log2(lanes) perfect shuffles, each a short loop through
-    one of two scratch squares: straight-line shuffles would be faster to run, but LLVM is slow on
-    long chains of them.
+    A square of vectors is transposed by log2(lanes) <= 4 perfect shuffles, in two short loops with
+    a scratch square between: LLVM is slow to compile long chains of shuffles.
     """
     runs = f.open_loop(0, inner.rows, 1, [("ptr", destination)])
     at = runs.carried[0]
@@ -167,11 +166,10 @@ def pack_transposed(
 
     stages = p.lanes.bit_length() - 1
     begin = f.offset(at, f.mul(copy.index, stride))
-    read = load
+    read: Callable[[str], str] = load
     for done in range(0, stages, 2):
         here = min(2, stages - done)
         last = done + here == stages
-        square = squares[done // 2 % 2]
         rows = (begin, stride) if last else (square, p.vector_bytes)
         _shuffle(f, p, read, rows, here)
         read = _reader(f, p, square)

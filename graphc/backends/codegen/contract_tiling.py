@@ -207,12 +207,12 @@ def _block(
 ) -> tuple[int, int]:
     """Rows and columns of a block, from a model of packing, edges and balance over cores."""
     best = (float("inf"), tile_rows, tile_cols)
-    for tall in range(1, max(144 // tile_rows, 1) + 1):
-        for wide in range(1, max(512 // tile_cols, 1) + 1):
+    tallest = max(min(144 // tile_rows, -(-rows // tile_rows)), 1)
+    widest = max(min(512 // tile_cols, -(-cols // tile_cols)), 1)
+    for tall in range(1, tallest + 1):
+        for wide in range(1, widest + 1):
             r, w = tall * tile_rows, wide * tile_cols
             if (r * depth + w * depth + r * w) * itemsize > SCRATCH_BYTES:
-                continue
-            if r >= rows + tile_rows or w >= cols + tile_cols:
                 continue
             blocks = -(-rows // r) * -(-cols // w)
             work = k * (r * w / 16 + 0.5 * (r + w)) + r * w / 4 + 2000

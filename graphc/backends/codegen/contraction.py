@@ -95,8 +95,7 @@ class _Emitter:
         needed = {
             "zeros": 64,
             "located": 16 * t.lanes,
-            "square 0": t.lanes * t.lanes * size,
-            "square 1": t.lanes * t.lanes * size,
+            "square": t.lanes * t.lanes * size,
             "a": t.block_rows // t.tile_rows * self.a_panel + slack,
             "b": t.block_cols // t.tile_cols * self.b_panel + slack,
             "c": t.block_rows * self.c_row,
@@ -220,8 +219,8 @@ class _Emitter:
         parts = f.open_loop(0, t.tile_cols, t.lanes)
         first = f.add(panels.index, parts.index)
         at = f.offset(panel, f.mul(parts.index, self.itemsize))
-        squares = (self.scratch["square 0"], self.scratch["square 1"])
-        pack_transposed(f, p, Columns(free, first, last), k, at, self.b_step, squares)
+        square = self.scratch["square"]
+        pack_transposed(f, p, Columns(free, first, last), k, at, self.b_step, square)
         f.close_loop(parts)
         f.close_loop(panels, [f.offset(panel, self.b_panel)])
 
@@ -239,19 +238,23 @@ class _Emitter:
     ) -> None:
         f = self.f
         row = width * self.itemsize
+
+        def pack(top: str, bottom: str) -> None:
+            begin = f.offset(self.scratch[scratch], f.mul(top, row))
+            panels = f.open_loop(0, count, width, [("ptr", begin)])
+            here = f.smin(f.sub(count, panels.index), width)
+            free.fill(f, f.add(start, panels.index), here)
+            pack_copies(f, p, k, (top, bottom), free, panels.carried[0], row, width)
+            f.close_loop(panels, [f.offset(panels.carried[0], stride)])
+
         # Narrow neighbouring panels share cache lines: take them together, a few rows at a time.
         # Not where stores run past the panel, which only ascending order repairs.
-        narrow = width % self.t.lanes == 0 and row <= STRIP_BYTES
-        strip = STRIP if free.single and narrow else self.t.depth
-        strips = f.open_loop(0, depth, strip)
-        top, bottom = strips.index, f.smin(f.add(strips.index, strip), depth)
-        begin = f.offset(self.scratch[scratch], f.mul(top, row))
-        panels = f.open_loop(0, count, width, [("ptr", begin)])
-        here = f.smin(f.sub(count, panels.index), width)
-        free.fill(f, f.add(start, panels.index), here)
-        pack_copies(f, p, k, (top, bottom), free, panels.carried[0], row, width)
-        f.close_loop(panels, [f.offset(panels.carried[0], stride)])
-        f.close_loop(strips)
+        if free.single and width % self.t.lanes == 0 and row <= STRIP_BYTES:
+            strips = f.open_loop(0, depth, STRIP)
+            pack(strips.index, f.smin(f.add(strips.index, STRIP), depth))
+            f.close_loop(strips)
+        else:
+            pack("0", depth)
 
     def _multiply(self, depth: str, first: str, in_place: str | None) -> None:
         """Run the register tile over the block; `in_place` is where B lies if it is not packed."""

@@ -1,10 +1,12 @@
 """What code generation must know about a processor: vector width and register count.
 
-One row per family; `target_for` picks the row from CPU feature names.  Imports: nothing.
+One row per family; `target_for` picks the row from CPU feature names.  Imports: nothing of graphc;
+llvmlite only when the host is asked for.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -56,6 +58,5 @@ def target_for(features: str | Iterable[str] | Mapping[str, bool]) -> Target:
 @cache
 def host_target() -> Target:
     """The row for the processor this process runs on."""
-    from llvmlite import binding
-
+    binding = importlib.import_module("llvmlite.binding")
     return target_for(dict(binding.get_host_cpu_features()))

@@ -1,0 +1,90 @@
+"""`explain`: every form a program goes through on its way to machine code, as text.
+
+Imports: session, compiler, passes, text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphc import compiler
+from graphc.dims import Sizes
+from graphc.errors import GraphTypeError
+from graphc.fetches import flatten_fetches
+from graphc.graph import Graph, Node, Tensor, get_default_graph, topological
+from graphc.passes.pipeline import Trace
+from graphc.passes.resolve_state import resolve_state
+from graphc.passes.specialise import specialise, unknown_broadcasts
+from graphc.plan import Plan
+from graphc.plan_text import plan_text
+from graphc.program import Program
+from graphc.text import print_program
+
+
+@dataclass
+class Explanation:
+    """What `explain` found; prints as one readable text.
+
+    stages   (name of the pass, program after it), the first being the program as it was cut out
+    plan     steps, buffers and arena
+    seconds  time spent in each pass
+    """
+
+    stages: list[tuple[str, Program]]
+    plan: Plan
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"== {name} ==\n{print_program(p)}" for name, p in self.stages]
+        parts.append(f"== plan ==\n{plan_text(self.plan)}")
+        times = "  ".join(f"{k} {1e3 * v:.1f} ms" for k, v in self.seconds.items())
+        parts.append(f"== time ==\n{times}\n")
+        return "\n".join(parts)
+
+    def peak_bytes(self, sizes: Sizes) -> int:
+        """The exact size of the arena for these sizes."""
+        return self.plan.arena_bytes(sizes)
+
+
+def explain(
+    fetches: Any, feeds: Sequence[Tensor] | None = None, graph: Graph | None = None
+) -> Explanation:
+    """How `fetches` would be compiled when `feeds` are fed (default: all placeholders they need).
+
+    Raises GraphTypeError where the answer depends on what is fed: inputs of unknown rank, and
+    unknown sizes that meet in a broadcast.
+    """
+    flat, _ = flatten_fetches(fetches, graph or _graph_of(fetches))
+    tensors = [x for x in flat if isinstance(x, Tensor)]
+    targets = [x for x in flat if isinstance(x, Node)]
+    if feeds is None:
+        roots = [t.node for t in tensors] + targets
+        feeds = [n.outputs[0] for n in topological(roots) if n.op.name == "placeholder"]
+    program = resolve_state(tuple(dict.fromkeys(tensors)), targets, tuple(feeds))
+    if any(t.type.shape is None for t in program.inputs):
+        raise GraphTypeError("explain: an input has unknown rank; its plan depends on the feed")
+    if unknown_broadcasts(program):
+        raise GraphTypeError(
+            "explain: sizes that are unknown meet in a broadcast; name them or fix them"
+        )
+    trace = Trace(keep=True)
+    specialised = specialise(program, {})
+    plan, lowered = compiler.plan_cpu(specialised, trace)
+    stages = [("program", program), ("specialise", specialised), *trace.programs]
+    stages.append(("lowered", lowered))
+    return Explanation(stages, plan, trace.seconds)
+
+
+def _graph_of(fetches: Any) -> Graph:
+    stack = [fetches]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, (Tensor, Node)) and item.graph is not None:
+            return item.graph
+        if isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            stack.extend(item)
+    return get_default_graph()
