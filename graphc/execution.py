@@ -21,6 +21,7 @@ from graphc.compiler import compile_cpu
 from graphc.dims import Atom, Sizes
 from graphc.errors import FeedError, GraphTypeError, NonFiniteError, ShapeError
 from graphc.graph import Node, Tensor
+from graphc.host_calls import compile_parts, has_host_calls
 from graphc.passes.specialise import (
     bind_ranks,
     broadcast_outcomes,
@@ -141,7 +142,11 @@ class Entry:
         guarded = program if self.guard else None
         if self.guard:
             program = nan_guard.guard(program)
-        executable, compiled = COMPILERS[self.device](program)
+        compiler = COMPILERS[self.device]
+        if has_host_calls(program) and self.device != "reference":
+            executable, compiled = compile_parts(program, compiler)
+        else:
+            executable, compiled = compiler(program)
         count("plans")
         count("bytes_planned", executable.arena_bytes(sizes))
         variables = compiled.variables()

@@ -140,6 +140,17 @@ class Function:
                 session.variables.set(v, source.variables.get(v))
         return session
 
+    def __copy__(self) -> Function:
+        return self.copy(share_memory=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Function:
+        return self.copy()
+
+    def __reduce__(self) -> Any:
+        raise GraphTypeError(
+            f"function {self.name!r} cannot be pickled: save the values of its variables instead"
+        )
+
     def __repr__(self) -> str:
         listed = ", ".join(i.name for i in self._inputs)
         return f"<Function {self.name}({listed})>"

@@ -151,7 +151,8 @@ class Symbols:
 
     def declare(self, line: str) -> None:
         """Make the unknown sizes of a line, in the order of their numbers."""
-        found = {n for n in re.findall(r"[\w./]*\?\d+", line) if n not in self.known}
+        words = re.findall(r"[\w./]+\?\d+|[\w./]+", line)  # the second part keeps it linear
+        found = {n for n in words if "?" in n and n not in self.known}
         for name in sorted(found, key=_numbered):
             self.known[name] = dims.fresh(name.rpartition("?")[0])
 

@@ -140,11 +140,11 @@ class Session:
         fetched = tuple(map(id, fetches)) if several else (id(fetches),)
         fed = tuple(map(id, feed_dict)) if feed_dict else ()
         call = self._calls.get((fetched, fed, self._guarded(options)))
-        values = feed_dict.values() if feed_dict else ()
         if call is None:
             call, rebuild = self._new_call(fetches, feed_dict, options)
+            values = feed_dict.values() if feed_dict else ()
             return rebuild(self._run_call(call, values, options))
-        out = self._run_call(call, values, options)
+        out = self._run_call(call, feed_dict.values() if feed_dict else (), options)
         if several:
             return out if kind is list else tuple(out)
         return out[0]

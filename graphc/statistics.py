@@ -17,7 +17,6 @@ class Statistics:
     programs       (fetches, feeds) combinations and functions built
     plans          programs compiled: one per rank signature and broadcast outcome
     plan_hits      bindings of new sizes that found a compiled plan
-    runs           runs begun
     bytes_planned  scratch memory of all plans at the sizes they were first bound to
     kernels, kernel_hits, compile_seconds   the machine-code compiler's own counts
     """
@@ -25,7 +24,6 @@ class Statistics:
     programs: int = 0
     plans: int = 0
     plan_hits: int = 0
-    runs: int = 0
     bytes_planned: int = 0
     kernels: int = 0
     kernel_hits: int = 0

@@ -330,7 +330,8 @@ def _comment(loc: Location) -> str:
 
 
 def _hint(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_]", "_", name.partition("?")[0]) or "_"
+    plain = re.sub(r"[^A-Za-z0-9_]", "_", name.partition("?")[0])
+    return f"_{plain}" if not plain or plain[0].isdigit() else plain
 
 
 def _collect(value: Any, found: set[Atom]) -> None:

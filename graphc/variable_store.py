@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from graphc.dims import Sizes
-from graphc.errors import SessionClosedError, UninitializedError
+from graphc.errors import RunError, SessionClosedError, UninitializedError
 from graphc.execution import Compiled
 from graphc.graph import Graph, Tensor
 
@@ -24,24 +24,28 @@ Array = np.ndarray[Any, Any]
 
 
 class ReadWriteLock:
-    """Many readers or one writer; a waiting writer goes before readers that come later."""
+    """Many readers or one writer; a waiting writer goes before readers that come later.
+
+    A thread that has it and asks again, as a run inside a run would, gets a RunError.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._readers = 0
-        self._writing = False
+        self._readers: list[int] = []  # thread ids
+        self._writer: int | None = None
 
     def acquire_read(self) -> None:
+        me = threading.get_ident()
         with self._lock:
-            while self._writing:
-                self._changed.wait()
-            self._readers += 1
+            while self._writer is not None:
+                self._wait(me)
+            self._readers.append(me)
 
     def release_read(self) -> None:
         with self._lock:
-            self._readers -= 1
-            if not self._readers:
+            self._readers.remove(threading.get_ident())
+            if self._writer is not None and not self._readers:
                 self._changed.notify_all()
 
     @contextlib.contextmanager
@@ -54,18 +58,29 @@ class ReadWriteLock:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
+        me = threading.get_ident()
         with self._lock:
-            while self._writing:
-                self._changed.wait()
-            self._writing = True  # readers that come from here on wait
+            while self._writer is not None:
+                self._wait(me)
+            if me in self._readers:
+                raise RunError(_NESTED)
+            self._writer = me  # readers that come from here on wait
             while self._readers:
                 self._changed.wait()
         try:
             yield
         finally:
             with self._lock:
-                self._writing = False
+                self._writer = None
                 self._changed.notify_all()
+
+    def _wait(self, me: int) -> None:
+        if me == self._writer or me in self._readers:  # would wait for itself
+            raise RunError(_NESTED)
+        self._changed.wait()
+
+
+_NESTED = "a run was started inside a run of the same session, and one of them writes variables"
 
 
 class VariableStore:

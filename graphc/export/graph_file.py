@@ -7,7 +7,7 @@
 
 Members are stored, not compressed, so a file can never unpack to more than its own size.  Files are
 not trusted: every member is checked against the header, and the header against itself.
-Imports: files, tensor_file, text, parse, graph.
+Imports: files, tensor_file, text, parse, graph, train.saver.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import numpy as np
 from graphc.errors import CheckpointError, GraphError, GraphTypeError
 from graphc.files import write_atomically
 from graphc.graph import Graph, Tensor, get_default_graph
-from graphc.ops.state import Variable
 from graphc.parse import parse_graph
 from graphc.tensor_file import pack, unpack
 from graphc.text import store_graph
+from graphc.train.saver import all_variables
 from graphc.version import __version__
 
 Array = np.ndarray[Any, Any]
@@ -93,8 +93,8 @@ def save_graph(
             "differentiates those operators by their own rules",
             stacklevel=2,
         )
-    text, constants = store_graph(graph, portable=True)
     checked = {k: _signature(graph, k, v) for k, v in (signatures or {}).items()}
+    text, constants = store_graph(graph, portable=True)
     members = {
         "graph.txt": text.encode(),
         "constants.safetensors": pack(constants, {}),
@@ -129,15 +129,6 @@ def _signature(
     return Signature(inputs, outputs)
 
 
-def state_of(graph: Graph) -> dict[str, Variable]:
-    """Every variable by name, the random counter among them."""
-    found = {n.name: n.outputs[0] for n in graph.nodes if n.op.name == "variable"}
-    counter = graph.random_counter
-    if counter is not None:
-        found.setdefault(counter.node.name, counter)
-    return found  # type: ignore[return-value]
-
-
 def _weights(graph: Graph, session: Any) -> dict[str, Array]:
     if session is None:
         return {}
@@ -145,7 +136,7 @@ def _weights(graph: Graph, session: Any) -> dict[str, Array]:
         raise GraphError("save_graph: the session runs another graph")
     return {
         name: session.get_value(v)
-        for name, v in state_of(graph).items()
+        for name, v in all_variables(graph).items()
         if session.is_initialized(v)
     }
 

@@ -3,7 +3,7 @@
     model = gx.load_graph("digits.graphc")
     y = model(x=images)["probabilities"]
 
-Imports: graph_file, session.
+Imports: graph_file, session, train.saver.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import os
 from typing import Any
 
 from graphc.errors import CheckpointError, FeedError, GraphcError, GraphError
-from graphc.export.graph_file import Signature, read_graph_file, state_of
+from graphc.export.graph_file import Signature, read_graph_file
 from graphc.graph import Graph
 from graphc.session import Session
+from graphc.train.saver import all_variables
 
 
 class Model:
@@ -79,7 +80,7 @@ def load_graph(
     """
     contents = read_graph_file(path)
     session = Session(contents.graph, threads=threads, device=device)
-    state = state_of(contents.graph)
+    state = all_variables(contents.graph)
     try:
         for name, value in contents.weights.items():
             if name not in state:

@@ -103,9 +103,7 @@ def weighted_cross_entropy_with_logits(labels: Any, logits: Any, pos_weight: Any
     return (1 - z) * x + weight * (log1p(exp(-abs(x))) + maximum(-x, 0))
 
 
-def hinge_loss(
-    labels: Any, logits: Any, weights: Any = None, reduction: str = "mean"
-) -> Tensor:
+def hinge_loss(labels: Any, logits: Any, weights: Any = None, reduction: str = "mean") -> Tensor:
     """max(0, 1 - y * logits) where y is -1 for label 0 and 1 for label 1."""
     x = as_tensor(logits)
     sign = 2 * astype(as_tensor(labels), x.dtype) - 1

@@ -128,9 +128,7 @@ def group_norm(
     return _affine(reshape(y, shape), scale, offset)
 
 
-def instance_norm(
-    x: Any, scale: Any = None, offset: Any = None, epsilon: float = 1e-5
-) -> Tensor:
+def instance_norm(x: Any, scale: Any = None, offset: Any = None, epsilon: float = 1e-5) -> Tensor:
     """Normalization over space, for each example and channel (Ulyanov et al., 2016)."""
     x = as_tensor(x)
     rank = len(x.dims)

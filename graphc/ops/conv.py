@@ -99,9 +99,7 @@ def _channel(axes: AxisNumbers, inner: int, size: DimLike) -> Index:
     return at((axes.batch[0], size), inner) if axes.batch else at(inner)
 
 
-def _out_channel(
-    axes: AxisNumbers, inner: int, size: DimLike
-) -> tuple[tuple[int, DimLike], ...]:
+def _out_channel(axes: AxisNumbers, inner: int, size: DimLike) -> tuple[tuple[int, DimLike], ...]:
     return ((axes.batch[0], size), (inner, 1)) if axes.batch else ((inner, 1),)
 
 
@@ -109,9 +107,7 @@ def _plain(axes: Sequence[int]) -> Iterator[tuple[tuple[int, DimLike], ...]]:
     return (((a, 1),) for a in axes)
 
 
-def _window_indices(
-    positions: Sequence[int], offsets: Sequence[int], attrs: Attrs
-) -> list[Index]:
+def _window_indices(positions: Sequence[int], offsets: Sequence[int], attrs: Attrs) -> list[Index]:
     """Input positions: window * stride + offset * dilation - pad."""
     rules = zip(
         positions, offsets, attrs["strides"], attrs["dilations"], attrs["pads"], strict=True
@@ -176,7 +172,9 @@ conv_op = op(
             ),
             Sample(
                 ((1, 6, 6, 2), (2, 2, 1, 4)),
-                _attrs(2, (5, 2), pads=((0, 1), (1, 0)), dilations=(2, 3), strides=(1, 2), groups=2),
+                _attrs(
+                    2, (5, 2), pads=((0, 1), (1, 0)), dilations=(2, 3), strides=(1, 2), groups=2
+                ),
             ),
             Sample(((1, 3, 4, 3, 1), (2, 2, 2, 1, 2)), _attrs(3, (2, 3, 2))),
             Sample(((3, 4), (4, 2)), _attrs(0, ())),

@@ -6,7 +6,7 @@ Imports: ops.define, ops.arithmetic, ops.shape, ops.reduce, graph, dims, types.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,17 @@ from graphc import dims
 from graphc.dims import DimLike
 from graphc.errors import GraphTypeError, ShapeError
 from graphc.graph import METHODS, Attrs, Tensor, make
-from graphc.ops.arithmetic import add, astype, equal, greater_equal, less_equal, multiply, where
+from graphc.ops.arithmetic import (
+    add,
+    astype,
+    divide,
+    equal,
+    greater_equal,
+    less_equal,
+    multiply,
+    subtract,
+    where,
+)
 from graphc.ops.define import (
     NOT_DIFFERENTIABLE,
     Sample,
@@ -24,6 +34,7 @@ from graphc.ops.define import (
     bind_function,
     constant,
     deferred,
+    normalize_axis,
     op,
 )
 from graphc.ops.reduce import sum as reduce_sum
@@ -121,7 +132,9 @@ def arange(
     if step != 1:
         position = multiply(position, int(step))
     if first != 0:
-        position = add(position, as_tensor(start) if isinstance(start, Tensor) else size_value(first))
+        position = add(
+            position, as_tensor(start) if isinstance(start, Tensor) else size_value(first)
+        )
     return position if dtype is None else astype(position, dtype)
 
 
@@ -132,7 +145,7 @@ def linspace(
     if isinstance(start, Tensor) or isinstance(stop, Tensor):
         low, high = as_tensor(start), as_tensor(stop)
         gaps = max(num - 1 if endpoint else num, 1)
-        return add(low, multiply(iota(num, dtype), (high - low) / float(gaps)))
+        return add(low, multiply(iota(num, dtype), divide(subtract(high, low), float(gaps))))
     values = np.linspace(float(start), float(stop), num, endpoint)
     return constant(values.astype(as_dtype(dtype).numpy))
 
@@ -180,7 +193,7 @@ def _triangle_reference(attrs: Attrs, x: Any) -> Any:
     return (np.tril if attrs["lower"] else np.triu)(x, attrs["k"])
 
 
-_triangle = deferred(
+_triangle: Callable[..., Tensor] = deferred(
     "triangle",
     expand=_expand_triangle,
     dtype=lambda types, attrs: types[0].dtype,
@@ -207,8 +220,10 @@ def diagonal(x: Any) -> Tensor:
         raise ShapeError(f"diagonal: {x.type} is not square")
     row, column = _row_and_column(*shape[-2:])
     kept = where(equal(row, column), x, 0)
-    return reduce_sum(kept, axis=-1) if x.dtype.bits >= 32 else astype(
-        reduce_sum(kept, axis=-1), x.dtype
+    return (
+        reduce_sum(kept, axis=-1)
+        if x.dtype.bits >= 32
+        else astype(reduce_sum(kept, axis=-1), x.dtype)
     )
 
 
@@ -230,6 +245,34 @@ def trace(x: Any) -> Tensor:
 
 METHODS["diagonal"] = diagonal
 
+# ---- one_hot -----------------------------------------------------------------------------------
+
+
+def one_hot(
+    indices: Any,
+    depth: DimLike,
+    on_value: float = 1,
+    off_value: float = 0,
+    axis: int = -1,
+    dtype: Any = "f32",
+) -> Tensor:
+    """on_value where the new axis's position equals the index, off_value elsewhere.
+
+    The new axis has size `depth`; an index outside [0, depth) gives off_value everywhere.
+    """
+    index = as_tensor(indices)
+    if not index.dtype.is_integer:
+        raise GraphTypeError(f"one_hot: an index has an integer dtype, not {index.dtype}")
+    target = as_dtype(dtype)
+    position = iota(depth)
+    if axis != -1:
+        rank = len(index.dims) + 1
+        a = normalize_axis(axis, rank)
+        position = reshape(position, (depth, *(1,) * (rank - 1 - a)))
+    hit = equal(astype(expand_dims(index, axis), int64), position)
+    return where(hit, constant(on_value, target), constant(off_value, target))
+
+
 __all__ = [
     "arange",
     "diag",
@@ -239,6 +282,7 @@ __all__ = [
     "full_like",
     "linspace",
     "meshgrid",
+    "one_hot",
     "ones",
     "ones_like",
     "trace",

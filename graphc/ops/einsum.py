@@ -59,9 +59,7 @@ def _sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     return result
 
 
-def contract(
-    a: Tensor, a_labels: Labels, b: Tensor, b_labels: Labels, out: Labels
-) -> Tensor:
+def contract(a: Tensor, a_labels: Labels, b: Tensor, b_labels: Labels, out: Labels) -> Tensor:
     """The sum over labels not in `out` of a * b; labels within an operand differ."""
     a, a_labels = _summed(a, a_labels, (*b_labels, *out))
     b, b_labels = _summed(b, b_labels, (*a_labels, *out))
@@ -214,9 +212,7 @@ def tensordot(a: Any, b: Any, axes: Any = 2) -> Tensor:
             raise ShapeError(f"tensordot over {axes} axes of {a.type} and {b.type}")
         pairs = [(rank_a - int(axes) + i, i) for i in range(int(axes))]
     else:
-        of_a, of_b = (
-            (x,) if isinstance(x, (int, np.integer)) else tuple(x) for x in axes
-        )
+        of_a, of_b = ((x,) if isinstance(x, (int, np.integer)) else tuple(x) for x in axes)
         if len(of_a) != len(of_b):
             raise ShapeError(f"tensordot: {len(of_a)} axes against {len(of_b)}")
         pairs = [
@@ -227,7 +223,7 @@ def tensordot(a: Any, b: Any, axes: Any = 2) -> Tensor:
         text = f"tensordot: axis {i} of {a.type} and axis {j} of {b.type} differ"
         if isinstance(a.dims[i], int) and isinstance(b.dims[j], int) and a.dims[i] != b.dims[j]:
             raise ShapeError(text)
-    summed = dict((j, f"a{i}") for i, j in pairs)
+    summed = {j: f"a{i}" for i, j in pairs}
     a_labels = tuple(f"a{i}" for i in range(rank_a))
     b_labels = tuple(summed.get(j, f"b{j}") for j in range(rank_b))
     gone = set(summed.values())

@@ -1,4 +1,4 @@
-"""Elements at computed positions: gather, take, take_along_axis, scatter and one_hot.
+"""Elements at computed positions: gather, take, take_along_axis, and their transposes.
 
 Indices are checked once, by `checked_index`, which makes them i64 positions inside the axis; the
 gathers and scatters themselves then never leave their operands.
@@ -18,25 +18,21 @@ from graphc.errors import GraphTypeError, IndexOutOfRangeError, ShapeError
 from graphc.graph import Attrs, Tensor, make, require_equal
 from graphc.kernel import Expr
 from graphc.nest import Index, Nest, at
-from graphc.ops.arithmetic import add, astype, equal, multiply, where
-from graphc.ops.create import iota
+from graphc.ops.arithmetic import add, astype, multiply
 from graphc.ops.define import (
     NOT_DIFFERENTIABLE,
     Sample,
     Samples,
     ScalarBuilder,
     as_tensor,
-    as_tensors,
     bind_function,
     broadcast_shapes,
-    constant,
     deferred,
     normalize_axis,
     op,
-    promoted,
 )
-from graphc.ops.shape import broadcast_to, expand_dims, reshape, size_value
-from graphc.types import DTYPES, INTEGERS, NUMBERS, Shape, TensorType, as_dtype, int64
+from graphc.ops.shape import broadcast_to, reshape, size_value
+from graphc.types import DTYPES, INTEGERS, NUMBERS, Shape, TensorType, int64
 
 Types = Sequence[TensorType]
 
@@ -67,10 +63,7 @@ def _checked_reference(attrs: Attrs, index: Any) -> Any:
 def _checked_body(s: ScalarBuilder, index: Expr, size: DimLike, wrap: bool, axis: int) -> Expr:
     # a u64 beyond the signed range becomes negative here, and is refused either way
     wide = s.cast(index, int64)
-    if isinstance(size, int):
-        limit = s.const(size, int64)
-    else:
-        limit = Expr("size", (), size, int64)
+    limit = s.const(size, int64) if isinstance(size, int) else Expr("size", (), size, int64)
     lowest = s.neg(limit) if wrap and index.dtype.kind == "i" else s.const(0, int64)
     ok = s.and_(s.ge(wide, lowest), s.lt(wide, limit))
     good = s.check(wide, ok, IndexOutOfRangeError, _out_of_range(axis, size))
@@ -113,13 +106,13 @@ bind_function(_checked_op, checked_index)
 # ---- gather and its transpose scatter_sum ------------------------------------------------------
 
 
-def _scatters(lower: Callable[..., None]) -> Callable[..., None]:
+def scatters(lower: Callable[..., None]) -> Callable[..., None]:
     """Mark a loop nest that stores to computed positions: nothing can be fused behind it."""
     lower.scatters = True  # type: ignore[attr-defined]
     return lower
 
 
-def _ats(axes: Sequence[int]) -> list[Index]:
+def indices_of(axes: Sequence[int]) -> list[Index]:
     return [at(a) for a in axes]
 
 
@@ -134,12 +127,16 @@ def _infer_gather(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 def _lower_gather(nest: Nest, axis: int) -> None:
     axes = nest.parallel()
     middle = len(nest.shape_of(1))
-    index = nest.load(1, _ats(axes[axis : axis + middle]))
-    where_ = [*_ats(axes[:axis]), index, *_ats(axes[axis + middle :])]
+    index = nest.load(1, indices_of(axes[axis : axis + middle]))
+    where_: list[Index | Expr] = [
+        *indices_of(axes[:axis]),
+        index,
+        *indices_of(axes[axis + middle :]),
+    ]
     nest.result(0, nest.gather(0, where_))
 
 
-_gather_op = op(
+gather_op = op(
     "gather",
     "nest",
     infer=_infer_gather,
@@ -193,18 +190,18 @@ def _scatter_axes(nest: Nest, axis: int) -> tuple[list[Index], list[Index], Shap
     others = (*out[:axis], *out[axis + 1 :])
     # a nest needs a parallel axis, if only of one element
     axes = nest.parallel(others or (1,))[: len(others)]
-    return _ats(axes[:axis]), _ats(axes[axis:]), nest.shape_of(0)
+    return indices_of(axes[:axis]), indices_of(axes[axis:]), nest.shape_of(0)
 
 
-@_scatters
+@scatters
 def _lower_scatter(nest: Nest, axis: int, size: DimLike) -> None:
     outer, inner, shape = _scatter_axes(nest, axis)
     row = nest.reduce(size)
     zero = Expr("const", (), 0, nest.outputs[0].dtype)
     nest.store(0, [*outer, at(row), *inner], zero, over=(row,))
     over = [nest.reduce(d) for d in shape]
-    index = nest.load(0, _ats(over))
-    update = nest.load(1, [*outer, *_ats(over), *inner])
+    index = nest.load(0, indices_of(over))
+    update = nest.load(1, [*outer, *indices_of(over), *inner])
     nest.store(0, [*outer, index, *inner], update, over=over, add_to=True)
 
 
@@ -215,7 +212,7 @@ _scatter_op = op(
     reference=_scatter_reference,
     vjp=lambda y, g, index, updates: [
         None,
-        make(_gather_op, (g, index), {"axis": y.node.attrs["axis"]}).outputs[0],
+        make(gather_op, (g, index), {"axis": y.node.attrs["axis"]}).outputs[0],
     ],
     lower=_lower_scatter,
     samples=Samples(
@@ -231,7 +228,7 @@ _scatter_op = op(
 )
 
 
-def _scatter_sum(index: Tensor, updates: Tensor, size: DimLike, axis: int) -> Tensor:
+def place_sum(index: Tensor, updates: Tensor, size: DimLike, axis: int) -> Tensor:
     """Zeros with updates added at indices that are known to be inside."""
     return make(_scatter_op, (index, updates), {"axis": axis, "size": size}).outputs[0]
 
@@ -239,20 +236,20 @@ def _scatter_sum(index: Tensor, updates: Tensor, size: DimLike, axis: int) -> Te
 def scatter_sum(indices: Any, updates: Any, size: DimLike, axis: int = 0) -> Tensor:
     """Zeros with `size` elements along `axis`, to which updates[i] is added at indices[i]."""
     index = checked_index(indices, size, axis=axis)
-    return _scatter_sum(index, as_tensor(updates), size, axis)
+    return place_sum(index, as_tensor(updates), size, axis)
 
 
 bind_function(_scatter_op, scatter_sum)
 
-_scatter_sum_like = deferred(
+_scatter_sum_like: Callable[..., Tensor] = deferred(
     "scatter_sum_like",
-    expand=lambda g, index, x, axis: _scatter_sum(index, g, x.dims[axis], axis),
+    expand=lambda g, index, x, axis: place_sum(index, g, x.dims[axis], axis),
     dtype=lambda types, attrs: types[0].dtype,
     reference=lambda attrs, g, index, x: _scatter_reference(
         {**attrs, "size": x.shape[attrs["axis"]]}, index, g
     ),
     vjp=lambda y, h, g, index, x: [
-        make(_gather_op, (h, index), {"axis": y.node.attrs["axis"]}).outputs[0],
+        make(gather_op, (h, index), {"axis": y.node.attrs["axis"]}).outputs[0],
         None,
         None,
     ],
@@ -262,7 +259,7 @@ _scatter_sum_like = deferred(
 def _expand_take(x: Tensor, indices: Tensor, axis: int, wrap: bool) -> Tensor:
     a = normalize_axis(axis, len(x.dims))
     index = checked_index(indices, x.dims[a], wrap, a)
-    return make(_gather_op, (x, index), {"axis": a}).outputs[0]
+    return make(gather_op, (x, index), {"axis": a}).outputs[0]
 
 
 def _take_reference(attrs: Attrs, x: Any, indices: Any) -> Any:
@@ -282,7 +279,7 @@ _take = deferred(
 def _expand_untake(g: Tensor, x: Tensor, indices: Tensor, axis: int, wrap: bool) -> Tensor:
     a = normalize_axis(axis, len(x.dims))
     index = checked_index(indices, x.dims[a], wrap, a)
-    return _scatter_sum(index, g, x.dims[a], a)
+    return place_sum(index, g, x.dims[a], a)
 
 
 def _untake_reference(attrs: Attrs, g: Any, x: Any, indices: Any) -> Any:
@@ -291,7 +288,7 @@ def _untake_reference(attrs: Attrs, g: Any, x: Any, indices: Any) -> Any:
     return _scatter_reference(sized, _checked_reference(sized, indices), g)
 
 
-_untake = deferred(
+_untake: Callable[..., Tensor] = deferred(
     "untake",
     expand=_expand_untake,
     dtype=lambda types, attrs: types[0].dtype,
@@ -309,7 +306,7 @@ def gather(x: Any, indices: Any, axis: int = 0) -> Tensor:
     return _take(as_tensor(x), as_tensor(indices), axis=int(axis), wrap=False)
 
 
-bind_function(_gather_op, gather)
+bind_function(gather_op, gather)
 
 
 def take(x: Any, indices: Any, axis: int | None = None) -> Tensor:
@@ -343,14 +340,14 @@ def gather_axes(x: Tensor, tensors: Sequence[Tensor], axis: int) -> Tensor:
     """x indexed by integer tensors at axes axis, axis + 1, ...; negative indices wrap."""
     index = _linear_index(x.dims, tensors, axis)
     merged = reshape(x, _merged(x.dims, len(tensors), axis))
-    return make(_gather_op, (merged, index), {"axis": axis}).outputs[0]
+    return make(gather_op, (merged, index), {"axis": axis}).outputs[0]
 
 
 def scatter_axes(g: Tensor, shape: Shape, tensors: Sequence[Tensor], axis: int) -> Tensor:
     """The transpose of `gather_axes` of a tensor of `shape`."""
     index = _linear_index(shape, tensors, axis)
     merged = _merged(shape, len(tensors), axis)
-    return reshape(_scatter_sum(index, g, merged[axis], axis), shape)
+    return reshape(place_sum(index, g, merged[axis], axis), shape)
 
 
 # ---- take_along_axis and its transpose ---------------------------------------------------------
@@ -362,8 +359,9 @@ def _infer_along(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 def _lower_along(nest: Nest, axis: int) -> None:
     axes = nest.parallel()
-    index = nest.load(1, _ats(axes))
-    nest.result(0, nest.gather(0, [index if i == axis else at(i) for i in axes]))
+    index = nest.load(1, indices_of(axes))
+    where_: list[Index | Expr] = [index if i == axis else at(i) for i in axes]
+    nest.result(0, nest.gather(0, where_))
 
 
 _along_op = op(
@@ -407,7 +405,7 @@ def _put_along_reference(attrs: Attrs, index: Any, updates: Any) -> Any:
     return result
 
 
-@_scatters
+@scatters
 def _lower_put_along(nest: Nest, axis: int, size: DimLike) -> None:
     outer, inner, shape = _scatter_axes(nest, axis)
     row = nest.reduce(size)
@@ -473,125 +471,4 @@ def take_along_axis(x: Any, indices: Any, axis: int) -> Tensor:
 
 bind_function(_along_op, take_along_axis)
 
-# ---- scatter updates ---------------------------------------------------------------------------
-
-
-def scatter_add(x: Any, indices: Any, updates: Any) -> Tensor:
-    """x with updates[i] added to x[indices[i]] along axis 0; repeated indices all count."""
-    x, updates = promoted("scatter_add", as_tensors(x, updates))
-    index = checked_index(indices, x.dims[0])
-    return add(x, _scatter_sum(index, updates, x.dims[0], 0))
-
-
-def _infer_scatter_set(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    x, index, updates = types
-    if x.shape is not None and index.shape is not None and updates.shape is not None:
-        wanted = (*index.shape, *x.shape[1:])
-        message = f"updates of type {updates} for indices of type {index} into {x}"
-        if len(wanted) != len(updates.shape):
-            raise ShapeError(message)
-        for d, e in zip(wanted, updates.shape, strict=True):
-            require_equal(d, e, message)
-    return (x,)
-
-
-def _scatter_set_reference(attrs: Attrs, x: Any, index: Any, updates: Any) -> Any:
-    result = x.copy()
-    for position in np.ndindex(index.shape):
-        result[index[position]] = updates[position]
-    return result
-
-
-@_scatters
-def _lower_scatter_set(nest: Nest) -> None:
-    shape = nest.shape_of(0)
-    inner = _ats(nest.parallel(shape[1:] or (1,))[: len(shape) - 1])
-    row = nest.reduce(shape[0])
-    nest.store(0, [at(row), *inner], nest.load(0, [at(row), *inner]), over=(row,))
-    over = [nest.reduce(d) for d in nest.shape_of(1)]
-    update = nest.load(2, [*_ats(over), *inner])
-    nest.store(0, [nest.load(1, _ats(over)), *inner], update, over=over)
-
-
-def _scatter_set_vjp(
-    y: Tensor, g: Tensor, x: Tensor, index: Tensor, updates: Tensor
-) -> list[Tensor | None]:
-    """Only the last update of a repeated index got through."""
-    zeros = broadcast_to(constant(0, g.dtype), updates.dims)
-    kept = make(_scatter_set_op, (g, index, zeros)).outputs[0]
-    count = dims.product(index.dims)
-    order = iota(count)
-    flat = reshape(index, (count,))
-    nobody = broadcast_to(constant(-1, int64), (x.dims[0],))
-    winner = make(_scatter_set_op, (nobody, flat, order)).outputs[0]
-    won = equal(make(_gather_op, (winner, flat), {"axis": 0}).outputs[0], order)
-    shaped = reshape(won, (*index.dims, *(1,) * (len(x.dims) - 1)))
-    arrived = make(_gather_op, (g, index), {"axis": 0}).outputs[0]
-    return [kept, None, where(shaped, arrived, 0)]
-
-
-_scatter_set_op = op(
-    "scatter_set",
-    "nest",
-    infer=_infer_scatter_set,
-    reference=_scatter_set_reference,
-    vjp=_scatter_set_vjp,
-    lower=_lower_scatter_set,
-    samples=Samples(
-        (
-            Sample(((4, 2), (3,), (3, 2)), {}, (None, np.array([3, 0, 3]), None)),
-            Sample(((4,), (2,), (2,)), {}, (None, np.array([1, 2]), None)),
-        ),
-        dtypes=DTYPES,
-        gradient=(0, 2),
-    ),
-    dtypes=DTYPES,
-)
-
-
-def scatter_update(x: Any, indices: Any, updates: Any) -> Tensor:
-    """x with x[indices[i]] replaced by updates[i] along axis 0; the last of repeated ones wins."""
-    x, updates = promoted("scatter_update", as_tensors(x, updates))
-    index = checked_index(indices, x.dims[0])
-    return make(_scatter_set_op, (x, index, updates)).outputs[0]
-
-
-bind_function(_scatter_set_op, scatter_update)
-
-# ---- one_hot -----------------------------------------------------------------------------------
-
-
-def one_hot(
-    indices: Any,
-    depth: DimLike,
-    on_value: float = 1,
-    off_value: float = 0,
-    axis: int = -1,
-    dtype: Any = "f32",
-) -> Tensor:
-    """on_value where the new axis's position equals the index, off_value elsewhere.
-
-    The new axis has size `depth`; an index outside [0, depth) gives off_value everywhere.
-    """
-    index = as_tensor(indices)
-    if not index.dtype.is_integer:
-        raise GraphTypeError(f"one_hot: an index has an integer dtype, not {index.dtype}")
-    target = as_dtype(dtype)
-    position = iota(depth)
-    if axis != -1:
-        rank = len(index.dims) + 1
-        a = normalize_axis(axis, rank)
-        position = reshape(position, (depth, *(1,) * (rank - 1 - a)))
-    hit = equal(astype(expand_dims(index, axis), int64), position)
-    return where(hit, constant(on_value, target), constant(off_value, target))
-
-
-__all__ = [
-    "gather",
-    "one_hot",
-    "scatter_add",
-    "scatter_sum",
-    "scatter_update",
-    "take",
-    "take_along_axis",
-]
+__all__ = ["gather", "scatter_sum", "take", "take_along_axis"]

@@ -360,7 +360,7 @@ def _expand_flip(x: Tensor, axes: Any) -> Tensor:
     return slice_axes(x, starts, x.dims, steps)
 
 
-_flip = deferred(
+_flip: Callable[..., Tensor] = deferred(
     "flip",
     expand=_expand_flip,
     dtype=lambda types, attrs: types[0].dtype,
@@ -392,7 +392,7 @@ def _expand_roll(x: Tensor, shift: int, axis: int) -> Tensor:
     return reshape(concat(parts, a), x.dims)
 
 
-_roll = deferred(
+_roll: Callable[..., Tensor] = deferred(
     "roll",
     expand=_expand_roll,
     dtype=lambda types, attrs: types[0].dtype,
@@ -403,16 +403,16 @@ _roll = deferred(
 
 def roll(x: Any, shift: int | Sequence[int], axis: int | Sequence[int] | None = None) -> Tensor:
     """x with its elements moved `shift` places along `axis`, those beyond the end re-entering."""
-    x = as_tensor(x)
+    result = as_tensor(x)
     if axis is None:
-        return reshape(roll(reshape(x, (-1,)), shift, 0), x.dims)
+        return reshape(roll(reshape(result, (-1,)), shift, 0), result.dims)
     shifts = (shift,) if isinstance(shift, (int, np.integer)) else tuple(shift)
     axes = (axis,) if isinstance(axis, (int, np.integer)) else tuple(axis)
     if len(shifts) != len(axes):
         raise ShapeError(f"roll: {len(shifts)} shifts for {len(axes)} axes")
     for s, a in zip(shifts, axes, strict=True):
-        x = _roll(x, shift=int(s), axis=int(a))
-    return x
+        result = _roll(result, shift=int(s), axis=int(a))
+    return result
 
 
 __all__ = ["flip", "reverse", "roll"]

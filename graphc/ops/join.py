@@ -1,11 +1,11 @@
 """Joining and splitting: concat, stack, split, unstack, pad, tile, repeat.
 
-Imports: ops.define, ops.shape, ops.arithmetic, ops.create, graph, nest, kernel, dims, types.
+Imports: ops.define, ops.shape, ops.arithmetic, ops.create, ops.gather, graph, nest, kernel, dims.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from graphc.errors import GraphTypeError, ShapeError
 from graphc.graph import METHODS, Attrs, Tensor, describe, make, require_equal
 from graphc.kernel import Expr
 from graphc.nest import Nest, at
+from graphc.ops.arithmetic import maximum, minimum, multiply, remainder, subtract
+from graphc.ops.create import iota, zeros_like
 from graphc.ops.define import (
     Sample,
     Samples,
@@ -28,7 +30,15 @@ from graphc.ops.define import (
     op,
     promoted,
 )
-from graphc.ops.shape import as_dims, broadcast_along, expand_dims, reshape, slice_axes
+from graphc.ops.gather import gather
+from graphc.ops.shape import (
+    as_dims,
+    broadcast_along,
+    expand_dims,
+    reshape,
+    size_value,
+    slice_axes,
+)
 from graphc.types import DTYPES, TensorType
 
 Types = Sequence[TensorType]
@@ -146,18 +156,11 @@ def _part_reference(attrs: Attrs, g: Any, *xs: Any) -> Any:
 
 def _part_vjp(y: Tensor, h: Tensor, g: Tensor, *xs: Tensor) -> list[Tensor | None]:
     axis, index = y.node.attrs["axis"], y.node.attrs["index"]
-    parts = [h if i == index else multiply_by_zero(x) for i, x in enumerate(xs)]
+    parts = [h if i == index else zeros_like(x) for i, x in enumerate(xs)]
     return [concat(parts, axis), *[None] * len(xs)]
 
 
-def multiply_by_zero(x: Tensor) -> Tensor:
-    """Zeros of the shape of x."""
-    from graphc.ops.create import zeros_like
-
-    return zeros_like(x)
-
-
-_part = deferred(
+_part: Callable[..., Tensor] = deferred(
     "concat_part",
     expand=_expand_part,
     dtype=lambda types, attrs: types[0].dtype,
@@ -191,9 +194,7 @@ def split(x: Any, sections: int | Sequence[DimLike], axis: int = 0) -> list[Tens
     return parts
 
 
-def _section_sizes(
-    x: Tensor, d: DimLike, sections: int | Sequence[DimLike]
-) -> list[DimLike]:
+def _section_sizes(x: Tensor, d: DimLike, sections: int | Sequence[DimLike]) -> list[DimLike]:
     if isinstance(sections, (int, np.integer)):
         if sections < 1:
             raise ShapeError(f"split: into {sections} parts")
@@ -284,21 +285,19 @@ def pad(x: Any, pads: Any, mode: str = "constant", value: float = 0) -> Tensor:
     pads   one number, one pair, or a pair per axis, as np.pad
     mode   'constant' (of `value`), 'edge', 'reflect', 'symmetric' or 'wrap'
     """
-    x = as_tensor(x)
-    pairs = _pad_pairs(pads, len(x.dims))
+    result = as_tensor(x)
+    pairs = _pad_pairs(pads, len(result.dims))
     if mode == "constant":
-        return make(_pad_op, (x,), {"pads": pairs, "value": value}).outputs[0]
+        return make(_pad_op, (result,), {"pads": pairs, "value": value}).outputs[0]
     if mode not in _PAD_INDEX:
         known = ", ".join(repr(m) for m in ("constant", *_PAD_INDEX))
         raise GraphTypeError(f"pad: mode is one of {known}, not {mode!r}")
-    from graphc.ops.gather import gather
-
     for axis, (low, high) in enumerate(pairs):
         if low == 0 and high == 0:
             continue
-        d = x.dims[axis]
-        x = gather(x, _pad_positions(mode, d, low, high), axis)
-    return x
+        d = result.dims[axis]
+        result = gather(result, _pad_positions(mode, d, low, high), axis)
+    return result
 
 
 bind_function(_pad_op, pad, "pad")
@@ -328,40 +327,36 @@ def _pad_pair(pair: Any) -> tuple[DimLike, DimLike]:
 
 def _pad_positions(mode: str, d: DimLike, low: DimLike, high: DimLike) -> Tensor:
     """Where along an axis of size d the elements of the padded axis come from."""
-    from graphc.ops.create import iota
-    from graphc.ops.shape import size_value
-
-    position = iota(dims.add(d, dims.add(low, high))) - size_value(low)
-    result: Tensor = _PAD_INDEX[mode](position, size_value(d))
-    return result
+    position = subtract(iota(dims.add(d, dims.add(low, high))), size_value(low))
+    return _PAD_INDEX[mode](position, size_value(d))
 
 
 def _edge(position: Tensor, d: Tensor) -> Tensor:
-    from graphc.ops.arithmetic import maximum, minimum
-
-    return minimum(maximum(position, 0), d - 1)
+    return minimum(maximum(position, 0), subtract(d, 1))
 
 
 def _wrap(position: Tensor, d: Tensor) -> Tensor:
-    return position % d
+    return remainder(position, d)
 
 
 def _reflect(position: Tensor, d: Tensor) -> Tensor:
-    from graphc.ops.arithmetic import maximum, minimum
-
-    period = maximum(2 * d - 2, 1)
-    turned = position % period
-    return minimum(turned, period - turned)
+    period = maximum(subtract(multiply(d, 2), 2), 1)
+    turned = remainder(position, period)
+    return minimum(turned, subtract(period, turned))
 
 
 def _symmetric(position: Tensor, d: Tensor) -> Tensor:
-    from graphc.ops.arithmetic import minimum
+    period = multiply(d, 2)
+    turned = remainder(position, period)
+    return minimum(turned, subtract(subtract(period, 1), turned))
 
-    turned = position % (2 * d)
-    return minimum(turned, 2 * d - 1 - turned)
 
-
-_PAD_INDEX = {"edge": _edge, "wrap": _wrap, "reflect": _reflect, "symmetric": _symmetric}
+_PAD_INDEX: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "edge": _edge,
+    "wrap": _wrap,
+    "reflect": _reflect,
+    "symmetric": _symmetric,
+}
 
 # ---- tile, repeat ------------------------------------------------------------------------------
 

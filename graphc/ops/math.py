@@ -31,7 +31,7 @@ from graphc.ops.define import (
 from graphc.ops.shape import broadcast_like
 from graphc.types import FLOATS, NUMBERS
 
-Body = Callable[..., Expr]
+Function = Callable[..., Tensor]
 
 SPECIAL = (0.0, -0.0, np.inf, -np.inf, np.nan)
 LN2 = math.log(2.0)
@@ -99,7 +99,9 @@ log1p = _function(
 
 # ---- trigonometric -----------------------------------------------------------------------------
 sin = _function("sin", "sin", np.sin, lambda y, g, x: [g * cos(x)], low=-9, high=9, onnx="Sin")
-cos = _function("cos", "cos", np.cos, lambda y, g, x: [-g * sin(x)], low=-9, high=9, onnx="Cos")
+cos: Function = _function(
+    "cos", "cos", np.cos, lambda y, g, x: [-g * sin(x)], low=-9, high=9, onnx="Cos"
+)
 tan = _function(
     "tan", "tan", np.tan, lambda y, g, x: [g * (1 + y * y)], low=-1.4, high=1.4, onnx="Tan"
 )
@@ -148,7 +150,7 @@ arctan2 = elementwise(
 
 # ---- hyperbolic --------------------------------------------------------------------------------
 sinh = _function("sinh", "sinh", np.sinh, lambda y, g, x: [g * cosh(x)], onnx="Sinh")
-cosh = _function("cosh", "cosh", np.cosh, lambda y, g, x: [g * sinh(x)], onnx="Cosh")
+cosh: Function = _function("cosh", "cosh", np.cosh, lambda y, g, x: [g * sinh(x)], onnx="Cosh")
 tanh = _function(
     "tanh",
     "tanh",
@@ -212,7 +214,7 @@ erfc = _function(
 sqrt = _function(
     "sqrt", "sqrt", np.sqrt, lambda y, g, x: [g * 0.5 / y], low=0.1, high=9, onnx="Sqrt"
 )
-rsqrt = elementwise(
+rsqrt: Function = elementwise(
     "rsqrt",
     dtypes=FLOATS,
     to_float=True,
@@ -347,7 +349,9 @@ def _and(a: Tensor, b: Tensor) -> Tensor:
 
 def _power_samples() -> Samples:
     calls = (Sample(((3, 5), (3, 5))), Sample(((4, 1, 3), (2, 3))))
-    return Samples(calls, 0.3, 3.0, (*SPECIAL, 1.0, -1.0, 2.0, 0.25), NUMBERS, (0, 1), tolerance=4.0)
+    return Samples(
+        calls, 0.3, 3.0, (*SPECIAL, 1.0, -1.0, 2.0, 0.25), NUMBERS, (0, 1), tolerance=4.0
+    )
 
 
 _power = elementwise(

@@ -161,9 +161,7 @@ max_pool_op = op(
     reference=_max_pool_reference,
     vjp=_max_pool_vjp,
     lower=_lower_max_pool,
-    samples=Samples(
-        tuple(Sample((shape,), kwargs) for shape, kwargs in _FORWARD), dtypes=NUMBERS
-    ),
+    samples=Samples(tuple(Sample((shape,), kwargs) for shape, kwargs in _FORWARD), dtypes=NUMBERS),
     onnx="MaxPool",
     dtypes=NUMBERS,
 )
@@ -228,9 +226,7 @@ scatter_op = op(
 )
 
 
-def pool_scatter(
-    g: Any, which: Any, window: Any, strides: Any, pads: Any, sizes: Any
-) -> Tensor:
+def pool_scatter(g: Any, which: Any, window: Any, strides: Any, pads: Any, sizes: Any) -> Tensor:
     """g at element `which` of each window of a tensor of spatial `sizes`, overlaps added."""
     inputs = (as_tensor(g), as_tensor(which))
     return make(scatter_op, inputs, _call(window, sizes, strides, pads)).outputs[0]
@@ -314,9 +310,7 @@ sum_op = op(
     reference=_sum_reference,
     vjp=_sum_vjp,
     lower=_lower_sum,
-    samples=Samples(
-        tuple(Sample((shape,), kwargs) for shape, kwargs in _FORWARD), dtypes=FLOATS
-    ),
+    samples=Samples(tuple(Sample((shape,), kwargs) for shape, kwargs in _FORWARD), dtypes=FLOATS),
     dtypes=FLOATS,
 )
 
@@ -352,9 +346,7 @@ spread_op = op(
     reference=_spread_reference,
     vjp=_spread_vjp,
     lower=_lower_spread,
-    samples=Samples(
-        tuple(Sample((shape,), kwargs) for shape, kwargs in _BACKWARD), dtypes=FLOATS
-    ),
+    samples=Samples(tuple(Sample((shape,), kwargs) for shape, kwargs in _BACKWARD), dtypes=FLOATS),
     dtypes=FLOATS,
 )
 

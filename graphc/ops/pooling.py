@@ -36,9 +36,7 @@ def max_pool(
     sizes, steps = _window(x, window, strides, data_format)
 
     def compute(inner: Tensor) -> Tensor:
-        pads, counts = resolve_padding(
-            padding, inner.dims[1:-1], sizes, steps, (1,) * len(sizes)
-        )
+        pads, counts = resolve_padding(padding, inner.dims[1:-1], sizes, steps, (1,) * len(sizes))
         return max_pool_primitive(inner, sizes, steps, pads, counts)
 
     return channels_last(x, data_format, compute)

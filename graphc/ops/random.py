@@ -17,7 +17,7 @@ from typing import Any
 
 from graphc.errors import GraphTypeError
 from graphc.graph import Tensor, get_default_graph, make
-from graphc.ops.arithmetic import add, astype, less, multiply, remainder, where
+from graphc.ops.arithmetic import add, astype, divide, less, multiply, remainder, subtract, where
 from graphc.ops.define import as_tensor, constant, floated
 from graphc.ops.random_bits import (
     gumbel_of_bits,
@@ -28,6 +28,7 @@ from graphc.ops.random_bits import (
 )
 from graphc.ops.reduce import argmax
 from graphc.ops.shape import as_dims, expand_dims
+from graphc.ops.state import identity
 from graphc.types import DType, Shape, as_dtype, float32, float64, int32, uint32, uint64
 
 
@@ -66,7 +67,7 @@ def uniform(
     if _is_number(low, 0) and _is_number(high, 1):
         return unit
     start = as_tensor(low, target)
-    return add(multiply(unit, as_tensor(high, target) - start), start)
+    return add(multiply(unit, subtract(as_tensor(high, target), start)), start)
 
 
 def _is_number(value: Any, wanted: int) -> bool:
@@ -79,7 +80,7 @@ def _integers(
     if isinstance(low, int) and isinstance(high, int) and low >= high:
         raise GraphTypeError(f"uniform: no integers in [{low}, {high})")
     start = as_tensor(low, dtype)
-    span = astype(as_tensor(high, dtype) - start, uint64)
+    span = astype(subtract(as_tensor(high, dtype), start), uint64)
     # 64 bits against a small span: the bias of the remainder is below 2**-32 for 32-bit dtypes
     drawn = remainder(random_bits(shape, uint64, seed, name=name), span)
     return add(astype(drawn, dtype), start)
@@ -136,17 +137,13 @@ def truncated_normal(
     return _scaled(z, mean, stddev, target)
 
 
-def bernoulli(
-    shape: Any, p: Any = 0.5, dtype: Any = float32, seed: int | None = None
-) -> Tensor:
+def bernoulli(shape: Any, p: Any = 0.5, dtype: Any = float32, seed: int | None = None) -> Tensor:
     """1 with probability p, else 0."""
     drawn = less(_unit(_shape(shape), float32, seed), as_tensor(p, float32))
     return astype(drawn, dtype)
 
 
-def categorical(
-    logits: Any, num_samples: int | None = None, seed: int | None = None
-) -> Tensor:
+def categorical(logits: Any, num_samples: int | None = None, seed: int | None = None) -> Tensor:
     """Class numbers (i64) with probabilities softmax(logits) over the last axis.
 
     num_samples   None: one per row, of shape logits.shape[:-1]; n: n per row, on a new last axis
@@ -161,30 +158,28 @@ def categorical(
     return argmax(add(x, noise), axis=-1)
 
 
-def dropout(
-    x: Any, rate: Any = 0.5, noise_shape: Any = None, seed: int | None = None
-) -> Tensor:
+def dropout(x: Any, rate: Any = 0.5, noise_shape: Any = None, seed: int | None = None) -> Tensor:
     """x with each element zeroed with probability `rate`, the others divided by 1 - rate.
 
     rate         a number in [0, 1) or a scalar tensor
     noise_shape  a shape that broadcasts to that of x: elements that share a draw
     """
     x = floated(as_tensor(x))
+    limit = as_tensor(rate, float32)
     if isinstance(rate, (int, float)):
         if not 0 <= rate < 1:
             raise GraphTypeError(f"dropout: rate must be in [0, 1), not {rate}")
         if rate == 0:
-            return x
+            return identity(x)
     shape = x.dims if noise_shape is None else _shape(noise_shape)
-    limit = as_tensor(rate, float32)
     kept = less(astype(limit, float32), _open_unit(shape, seed))
-    keep = 1 - astype(limit, x.dtype)
-    return where(kept, x / keep, constant(0, x.dtype))
+    keep = subtract(constant(1, x.dtype), astype(limit, x.dtype))
+    return where(kept, divide(x, keep), constant(0, x.dtype))
 
 
 def _open_unit(shape: Shape, seed: int | None) -> Tensor:
     """Uniform in (0, 1]: `rate < u` then holds with probability exactly 1 - rate."""
-    return 1 - _unit(shape, float32, seed)
+    return subtract(constant(1, float32), _unit(shape, float32, seed))
 
 
 random_uniform, random_normal = uniform, normal

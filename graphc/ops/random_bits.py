@@ -174,6 +174,15 @@ _bits_op = op(
     vjp=NOT_DIFFERENTIABLE,
     lower=_bits_of_counter,
     stateful=True,
+    samples=Samples(
+        (
+            Sample((), {"shape": (5,), "dtype": uint32, "seed": 3}),
+            Sample((), {"shape": (2, 3), "dtype": uint64, "seed": None, "part": 1}),
+            Sample((), {"shape": (), "dtype": uint32, "seed": None}),
+        ),
+        dtypes=(uint32,),
+        gradient=(),
+    ),
     note="a function of the run counter; attribute part: which words of the block",
 )
 
@@ -221,6 +230,8 @@ def random_bits(
     }
     return make(_bits_op, (), attrs, name or "random").outputs[0]
 
+
+bind_function(_bits_op, random_bits)
 
 # ---- floats from bits --------------------------------------------------------------------------
 

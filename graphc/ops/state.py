@@ -175,11 +175,11 @@ _ensure_op = op(
 
 def ensure_shape(x: Any, shape: Any, name: str | None = None) -> Tensor:
     """x, known to have `shape` from here on: a run in which it has not is a ShapeError."""
-    x = as_tensor(x)
+    tensor = as_tensor(x)
     declared = declared_shape(shape, name or "ensure_shape")
     if declared is None:
-        return x
-    return make(_ensure_op, (x,), {"shape": declared}, name).outputs[0]
+        return tensor
+    return make(_ensure_op, (tensor,), {"shape": declared}, name).outputs[0]
 
 
 # ---- group, no_op ------------------------------------------------------------------------------

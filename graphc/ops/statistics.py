@@ -53,8 +53,8 @@ def softmax(x: Any, axis: Any = -1) -> Tensor:
 
 def log_softmax(x: Any, axis: Any = -1) -> Tensor:
     """log(softmax(x)) over `axis`, without overflow or log(0)."""
-    x = floated(as_tensor(x))
-    shifted = x - _row_maximum(x, axis)
+    logits = floated(as_tensor(x))
+    shifted = logits - _row_maximum(logits, axis)
     return shifted - log(sum(exp(shifted), axis=axis, keepdims=True))
 
 
@@ -107,8 +107,8 @@ def norm(x: Any, ord: Any = 2, axis: Any = None, keepdims: bool = False) -> Tens
 
 def l2_normalize(x: Any, axis: Any = None, epsilon: float = 1e-12) -> Tensor:
     """x / sqrt(max(sum(x*x), epsilon)) over `axis`."""
-    x = floated(as_tensor(x))
-    return x * rsqrt(maximum(sum(square(x), axis=axis, keepdims=True), epsilon))
+    vectors = floated(as_tensor(x))
+    return vectors * rsqrt(maximum(sum(square(vectors), axis=axis, keepdims=True), epsilon))
 
 
 # ---- running sums and products -----------------------------------------------------------------

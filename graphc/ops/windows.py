@@ -34,7 +34,9 @@ def extent(window: DimLike, dilation: int) -> DimLike:
     return dims.add(dims.mul(dilation, dims.add(window, -1)), 1)
 
 
-def same_pads(size: DimLike, window: DimLike, stride: int, dilation: int) -> tuple[DimLike, DimLike]:
+def same_pads(
+    size: DimLike, window: DimLike, stride: int, dilation: int
+) -> tuple[DimLike, DimLike]:
     """The pads that give ceil(size / stride) windows, the odd one at the end."""
     span = extent(window, dilation)
     if stride == 1:
@@ -108,7 +110,9 @@ def channels_last(
     """Apply `compute`, which has its channels last, to x in either layout."""
     spatial = len(x.dims) - 2 if rank is None else rank
     if len(x.dims) != spatial + 2:
-        raise ShapeError(f"an input with {spatial} spatial axes has {spatial + 2} axes, not {x.type}")
+        raise ShapeError(
+            f"an input with {spatial} spatial axes has {spatial + 2} axes, not {x.type}"
+        )
     if not data_format.startswith("NC"):
         if data_format[:1] != "N" or data_format[-1:] != "C":
             raise GraphTypeError(f"data_format is like 'NHWC' or 'NCHW', not {data_format!r}")

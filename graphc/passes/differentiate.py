@@ -272,7 +272,8 @@ def _moved(node: Node, keep: Tensor, x: Tensor, rule: Callable[..., Any]) -> Ten
     if x is not node.inputs[0]:
         return None
     ones = broadcast_like(astype(keep, x.dtype), y)
-    return not_equal(rule(y, ones, *node.inputs)[0], 0)
+    pulled: Tensor = not_equal(rule(y, ones, *node.inputs)[0], 0)
+    return pulled
 
 
 def _fit(c: Cotangent, node: Node, x: Tensor, continues: bool) -> Cotangent:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from graphc import dims
 from graphc.dims import DimLike
 from graphc.graph import OPS, Node, Tensor
-from graphc.nest import contiguous
+from graphc.nest import Nest, contiguous
 from graphc.passes.uniform import Uniforms
 from graphc.passes.views import View, Views, same_strides
 from graphc.program import Program
@@ -81,6 +81,9 @@ def _own_roots(program: Program) -> Program:
     """Give every root memory of its own: copy inputs, state, views and values wanted twice."""
     views, uniforms = Views(), Uniforms()
     taken: set[int] = set()
+    for node in program.order():  # inputs first, so that no question goes deep
+        for t in node.outputs:
+            uniforms.of(t, views)
 
     def own(t: Tensor) -> Tensor:
         view = views.of(t)
@@ -199,15 +202,19 @@ class _Fuser:
     def _place_reduction(self, t: Tensor) -> None:
         x, axes = t.node.inputs[0], t.node.attrs["axes"]
         group = self._candidate(t)
-        if group is None or not self._can_reduce(group, x, axes):
+        if group is None or not self._can_reduce(group, x, axes, _is_search(t)):
             group = self._new("loop", x.dims, t.node)
         if group.red is None:
             group.red = axes
-            group.split = _splits(group.shape, axes)
+            group.split = not _is_search(t) and _splits(group.shape, axes)
         self._put(group, t, ACC)
 
-    def _can_reduce(self, group: Group, x: Tensor, axes: tuple[int, ...]) -> bool:
+    def _can_reduce(
+        self, group: Group, x: Tensor, axes: tuple[int, ...], search: bool
+    ) -> bool:
         if group.kind != "loop" or len(group.members) >= MAX_MEMBERS:
+            return False
+        if group.split and search:
             return False
         if not _same_shape(x.dims, group.shape):
             return False
@@ -293,7 +300,7 @@ class _Fuser:
             return False
         if group.kind == "contraction" and id(t) in self.late:
             return False
-        if group.kind == "nest" and getattr(group.head.op.lower, "scatters", False):
+        if group.kind == "nest" and not has_result(group.head):
             return False
         for i in t.node.inputs:
             view = self.views.of(i)
@@ -392,6 +399,25 @@ class _Fuser:
                     if other is not None and other is not group:
                         stored.add(id(base))
         return stored
+
+
+def has_result(node: Node) -> bool:
+    """Whether a nest yields its elements one by one, so that arithmetic can follow in its kernel;
+    otherwise it stores them itself."""
+    found = _HAS_RESULT.get(node.op.name)
+    if found is None:
+        nest = Nest([t.type for t in node.inputs], [t.type for t in node.outputs])
+        node.op.lower(nest, **node.attrs)
+        found = _HAS_RESULT[node.op.name] = bool(nest.results)
+    return found
+
+
+_HAS_RESULT: dict[str, bool] = {}
+
+
+def _is_search(t: Tensor) -> bool:
+    """Whether a reduction gives a position, which chunks would make local."""
+    return t.node.op.name in ("argmax", "argmin")
 
 
 def _same_shape(a: Shape, b: Shape) -> bool:

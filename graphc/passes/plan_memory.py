@@ -371,6 +371,8 @@ def may_share(kernel: Kernel, old: int, new: int) -> bool:
         return False
     if not _covers(kernel, access, kernel.stages[at]):
         return False
+    if _read_after_store(kernel.stages[at].stores, old, new):
+        return False
     for k, stage in enumerate(kernel.stages):
         for load in _loads_of(stage, old):
             if load is None or (load.terms, load.offset) != (access.terms, access.offset):
@@ -387,12 +389,22 @@ def _covers(kernel: LoopKernel, access: Access, stage: Stage) -> bool:
     return all(a in used for a in moving)
 
 
+def _read_after_store(stores: Sequence[Store], old: int, new: int) -> bool:
+    """Whether a store behind the one to `new` reads `old`: by then it would be overwritten."""
+    overwritten = False
+    for store in stores:
+        if overwritten and _expr_loads(store.expr, old, set()):
+            return True
+        overwritten = overwritten or store.access.buf == new
+    return False
+
+
 def _stores_match(stores: Sequence[Store], old: int, new: int, seen: set[int]) -> bool:
     accesses = [s.access for s in stores if s.access.buf == new]
     if len(accesses) != 1 or any(s.access.buf == old for s in stores):
         return False
     (access,) = accesses
-    if any(t.limit is not None for t in access.terms):
+    if any(t.limit is not None for t in access.terms) or _read_after_store(stores, old, new):
         return False
     for s in stores:
         for load in _expr_loads(s.expr, old, seen):

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from graphc.rewrite import FAST_MATH, Apply, Match, Pattern, Rule, Splat, Tensor, X, Y, op, value
+from graphc.graph import Tensor
+from graphc.rewrite import FAST_MATH, Apply, Match, Pattern, Rule, Splat, X, Y, op, value
 
 ZERO, ONE = value(0.0), value(1.0)
 NEGATIVE_ZERO = value(-0.0)
@@ -67,6 +68,10 @@ def _multiply_constants(m: Match) -> Tensor:
 
 
 
+def _negated_constant(m: Match) -> Tensor:
+    return m.apply("multiply", m["x"], _like_root(m, -m["c"]))
+
+
 C, D = Splat("c"), Splat("d")
 
 EXACT_RULES = (
@@ -86,7 +91,7 @@ EXACT_RULES = (
     Rule("add_negative", add(X, neg(Y)), sub(X, Y)),
     Rule("multiply_negatives", mul(neg(X), neg(Y)), mul(X, Y)),
     Rule("divide_negatives", div(neg(X), neg(Y)), div(X, Y), kinds="f"),
-    Rule("multiply_negative_constant", mul(neg(X), C), lambda m: _negated_constant(m), kinds="f"),
+    Rule("multiply_negative_constant", mul(neg(X), C), _negated_constant, kinds="f"),
     Rule("negative_difference_integer", neg(sub(X, Y)), sub(Y, X), kinds="iu"),
     Rule("abs_negative", op("abs", neg(X)), op("abs", X), kinds="fi"),
     Rule("abs_abs", op("abs", op("abs", X)), op("abs", X)),
@@ -115,10 +120,6 @@ EXACT_RULES = (
     Rule("maximum_least", op("maximum", X, value(-np.inf)), X, kinds="f"),
     Rule("minimum_greatest", op("minimum", X, value(np.inf)), X, kinds="f"),
 )
-
-
-def _negated_constant(m: Match) -> Tensor:
-    return m.apply("multiply", m["x"], _like_root(m, -m["c"]))
 
 
 FAST_MATH_RULES = (

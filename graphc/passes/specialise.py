@@ -10,7 +10,7 @@ rely on.  Keeps: values, dtypes.  Imports: graph, program, dims, ops.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from graphc import dims
@@ -66,69 +66,69 @@ def _undecided(inputs: Sequence[Tensor]) -> bool:
     return any(t.type.shape is None or any(isinstance(d, Dim) for d in t.dims) for t in inputs)
 
 
-def unknown_broadcasts(program: Program) -> list[Atom]:
-    """The `bc` atoms in the program, inner ones first."""
-    found: dict[Atom, None] = {}
+Meeting = tuple[Dim, DimLike]
+"""A size and the different size it is broadcast to: whether it is 1 is not known."""
 
-    def visit(d: DimLike) -> None:
-        if isinstance(d, int) or d in seen:
-            return
-        seen.add(d)
-        for monomial, _ in d.terms:
-            for atom in monomial:
-                for a in atom.args:
-                    visit(a)
-                if atom.kind == "bc":
-                    found[atom] = None
 
-    seen: set[DimLike] = set()
+def unknown_broadcasts(program: Program) -> list[Meeting]:
+    """The sizes that may or may not be 1 where they are broadcast, in topological order."""
+    found: dict[Meeting, None] = {}
     for node in program.order():
-        for t in node.types:
-            for d in t.shape or ():
-                visit(d)
-        for value in node.attrs.values():
-            if has_dims(value):
-                map_dims(value, visit)
-        for c in node.constraints:
-            visit(c.a)
-            visit(c.b)
+        for d, target in _meetings(node):
+            if isinstance(d, Dim) and d is not target:
+                found[d, target] = None
     return list(found)
 
 
-def broadcast_outcomes(atoms: Sequence[Atom], sizes: Sizes) -> Outcome:
-    """For each `bc(a, b)`: which side is 1, or that they are equal; raises ShapeError."""
+def _meetings(node: Node) -> Iterator[tuple[DimLike, DimLike]]:
+    """(size, size it is broadcast to) for every broadcast in a node."""
+    shapes = [t.type.shape for t in node.inputs]
+    if any(s is None for s in shapes) or not node.types or node.types[0].shape is None:
+        return
+    known = [s for s in shapes if s is not None]
+    out = node.types[0].shape
+    if node.kind == "elementwise":
+        for s in known:
+            if s is not out:
+                yield from zip(s, out[len(out) - len(s) :], strict=True)
+    elif node.op.name == "broadcast_to":
+        for d, a in zip(known[0], node.attrs["axes"], strict=True):
+            yield d, out[a]
+    elif node.op is matmul_op:
+        for s in known:
+            yield from zip(s[:-2], out[len(out) - len(s) : -2], strict=True)
+    elif node.op.name == "sum_to_like":
+        wide, narrow = known
+        yield from zip(narrow, wide[len(wide) - len(narrow) :], strict=True)
+    elif node.op.name == "broadcast_like":
+        narrow, wide = known
+        yield from zip(narrow, wide[len(wide) - len(narrow) :], strict=True)
+
+
+def broadcast_outcomes(meetings: Sequence[Meeting], sizes: Sizes) -> Outcome:
+    """For each meeting, whether the sizes are equal or the first is 1; raises ShapeError."""
     outcome = []
-    for atom in atoms:
-        a, b = (dims.evaluate(x, sizes) for x in atom.args)
+    for d, target in meetings:
+        a, b = dims.evaluate(d, sizes), dims.evaluate(target, sizes)
         if a == b:
             outcome.append("equal")
         elif a == 1:
-            outcome.append("left")
-        elif b == 1:
-            outcome.append("right")
+            outcome.append("one")
         else:
             raise ShapeError(
-                f"sizes {dims.dim_text(atom.args[0])} = {a} and "
-                f"{dims.dim_text(atom.args[1])} = {b} do not broadcast"
+                f"sizes {dims.dim_text(d)} = {a} and {dims.dim_text(target)} = {b} do not broadcast"
             )
     return tuple(outcome)
 
 
-def substitution(atoms: Sequence[Atom], outcome: Outcome) -> Known:
-    """What the outcomes say about symbols: `left` makes a = 1, `equal` makes a = b."""
+def substitution(meetings: Sequence[Meeting], outcome: Outcome) -> Known:
+    """What the outcomes say about symbols."""
     known: Known = {}
-    for atom, which in zip(atoms, outcome, strict=True):
-        a, b = (_settle(x, known) for x in atom.args)
-        if which == "equal":
-            if a is not b and a != b:
-                _solve(a, b, known)
-            known[atom] = _settle(b, known)
-        elif which == "left":
-            _solve(a, 1, known)
-            known[atom] = _settle(b, known)
-        else:
-            _solve(b, 1, known)
-            known[atom] = _settle(a, known)
+    for (d, target), which in zip(meetings, outcome, strict=True):
+        a = _settle(d, known)
+        b = 1 if which == "one" else _settle(target, known)
+        if a is not b and a != b:
+            _solve(a, b, known)
     return {k: _settle(v, known) for k, v in known.items()}
 
 

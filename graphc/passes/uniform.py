@@ -14,11 +14,16 @@ from graphc.ops.define import ScalarBuilder
 from graphc.passes.views import Views
 
 
+MAX_DEPTH = 24
+"""Longer chains of arithmetic on uniform values become kernels: expressions stay shallow."""
+
+
 class Uniforms:
-    """Finds the expression of a uniform tensor."""
+    """Finds the expression of a uniform tensor.  Ask in topological order: answers are kept."""
 
     def __init__(self) -> None:
         self._found: dict[int, Expr | None] = {}
+        self._depth: dict[int, int] = {}
 
     def of(self, t: Tensor, views: Views) -> Expr | None:
         """The expression of t's one value, or None when t is not uniform."""
@@ -38,8 +43,10 @@ class Uniforms:
         if node.kind != "elementwise" or node.op.stateful or t.dims != ():
             return None
         inputs = [self.of(i, views) for i in node.inputs]
-        if not inputs or any(i is None for i in inputs):
+        depth = 1 + max([self._depth.get(id(i), 0) for i in node.inputs], default=0)
+        if not inputs or any(i is None for i in inputs) or depth > MAX_DEPTH:
             return None
+        self._depth[id(t)] = depth
         scalars = ScalarBuilder()
         made = node.op.lower(scalars, *inputs, **node.attrs)
         return None if scalars.checks else made

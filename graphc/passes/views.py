@@ -26,8 +26,11 @@ class View:
     offset: DimLike = 0
 
     def is_whole(self, shape: Shape) -> bool:
-        """Whether the view is the base array itself, row-major from its start."""
-        return self.offset == 0 and same_strides(self.strides, contiguous(shape), shape)
+        """Whether the view is the whole base array, row-major from its start."""
+        if self.offset != 0 or not same_strides(self.strides, contiguous(shape), shape):
+            return False
+        base = self.base.dims
+        return base is shape or base == shape or dims.product(base) == dims.product(shape)
 
 
 def same_strides(a: tuple[DimLike, ...], b: tuple[DimLike, ...], shape: Shape) -> bool:
@@ -117,7 +120,7 @@ def reshaped_strides(
     be mergeable into one.
     """
     source = [(d, s) for d, s in zip(old, strides, strict=True) if d != 1]
-    if 0 in old:
+    if 0 in old or same_strides(strides, contiguous(old), old):
         return contiguous(new)
     result: list[DimLike] = []
     i = 0

@@ -1,6 +1,6 @@
 """Training: optimizers, learning-rate schedules, gradient clipping, checkpoints.
 
-`Saver` is imported on first use, since it needs safetensors.  Imports: train.*.
+What saves and restores is imported on first use.  Imports: train.*.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ from graphc.train.schedules import (
 )
 
 if TYPE_CHECKING:
-    from graphc.train.saver import Saver
+    from graphc.train.saver import Saver, latest_checkpoint, list_variables, load_variable
+
+_SAVER = ("Saver", "latest_checkpoint", "list_variables", "load_variable")
 
 
 def __getattr__(name: str) -> Any:
-    if name != "Saver":
+    if name not in _SAVER:
         raise AttributeError(f"module 'graphc.train' has no attribute {name!r}")
-    from graphc.train.saver import Saver
+    from graphc.train import saver
 
-    return Saver
+    return getattr(saver, name)
 
 
 __all__ = [
@@ -76,6 +78,9 @@ __all__ = [
     "global_norm",
     "inverse_decay",
     "inverse_time_decay",
+    "latest_checkpoint",
+    "list_variables",
+    "load_variable",
     "multistep_decay",
     "natural_exp_decay",
     "piecewise_constant",

@@ -139,8 +139,10 @@ class Optimizer:
             return rate
         step = global_step if global_step is not None else get_global_step()
         if step is None:
-            raise GraphTypeError(f"{self.name}: a learning rate that is a function of the global "
-                                 "step needs minimize(loss, global_step=...)")
+            raise GraphTypeError(
+                f"{self.name}: a learning rate that is a function of the global "
+                "step needs minimize(loss, global_step=...)"
+            )
         return as_tensor(rate(step))
 
     def _rate_of(self, rate: Tensor | float, v: Variable) -> Tensor:

@@ -90,7 +90,10 @@ class Saver:
         unset: list[str] = []
         for name, v in self._chosen(session).items():
             if v is session.graph.random_counter and not session.is_initialized(v):
-                unset.append(name)
+                if session.graph.seed is None:
+                    unset.append(name)
+                else:  # where a seeded graph begins
+                    arrays[name] = np.zeros((), v.dtype.numpy)
             else:
                 arrays[name] = session.get_value(v)
         metadata = {"graphc.format": FORMAT, "graphc.version": __version__}

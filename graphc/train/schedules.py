@@ -92,9 +92,7 @@ def piecewise_constant(
     return rate
 
 
-def step_decay(
-    learning_rate: Any, global_step: Any, step_size: Any, gamma: float = 0.1
-) -> Tensor:
+def step_decay(learning_rate: Any, global_step: Any, step_size: Any, gamma: float = 0.1) -> Tensor:
     """learning_rate * gamma ^ floor(step / step_size): Caffe's "step" policy."""
     return exponential_decay(learning_rate, global_step, step_size, gamma, staircase=True)
 
@@ -110,9 +108,7 @@ def multistep_decay(
     return rate
 
 
-def inverse_decay(
-    learning_rate: Any, global_step: Any, gamma: float, power_of: float
-) -> Tensor:
+def inverse_decay(learning_rate: Any, global_step: Any, gamma: float, power_of: float) -> Tensor:
     """learning_rate * (1 + gamma * step) ^ (-power_of): Caffe's "inv" policy."""
     return _float(learning_rate) * power(1.0 + gamma * _float(global_step), -power_of)
 
@@ -134,9 +130,7 @@ def cosine_decay(
     return _float(learning_rate) * ((1.0 - alpha) * cosine + alpha)
 
 
-def warm_up(
-    learning_rate: Any, global_step: Any, warm_up_steps: Any, start: Any = 0.0
-) -> Tensor:
+def warm_up(learning_rate: Any, global_step: Any, warm_up_steps: Any, start: Any = 0.0) -> Tensor:
     """A line from `start` to learning_rate over warm_up_steps, then learning_rate.
 
     learning_rate may itself be a schedule of the same step (Goyal et al., 2017).

@@ -1,0 +1,166 @@
+"""The workloads: each builds its graph and returns what to time.
+
+`call`, `chain`, `xent`, `layernorm` and `gemm` read variables and assign the result to a variable,
+so that nothing is copied in or out; `call100` feeds an array and fetches one; the training steps
+feed a NumPy batch and fetch the loss, and include the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+import graphc as gx
+from graphc import nn, train
+
+GEMM_SIZES = (128, 256, 512, 1024, 2048)
+
+
+@dataclass
+class Workload:
+    """A call to time, and how many floating-point operations it does (0: not counted)."""
+
+    call: Callable[[], object]
+    flop: float = 0.0
+
+
+def _rng() -> np.random.RandomState:
+    return np.random.RandomState(0)
+
+
+def _variable(*shape: int, rng: np.random.RandomState) -> gx.Variable:
+    return gx.Variable(rng.randn(*shape).astype(np.float32))
+
+
+def _resident(session: gx.Session, *results: gx.Tensor) -> Callable[[], object]:
+    """Compute the results into variables of their shapes."""
+    outputs = [gx.Variable(gx.zeros(tuple(r.dims), r.dtype)) for r in results]
+    target = gx.group(*[v.assign(r) for v, r in zip(outputs, results, strict=True)])
+    session.run(gx.global_variables_initializer())
+    return session.make_callable(target)
+
+
+def call(session: gx.Session) -> Workload:
+    """x + 1 for 8 numbers: what one run costs."""
+    x = _variable(8, rng=_rng())
+    return Workload(_resident(session, x + 1))
+
+
+def call100(session: gx.Session) -> Workload:
+    """x + 1 for 8 numbers, fed and fetched through `Session.run`."""
+    x = gx.placeholder("f32", (8,))
+    y = x + 1
+    value = _rng().randn(8).astype(np.float32)
+    return Workload(lambda: session.run(y, {x: value}))
+
+
+def _chain(session: gx.Session, n: int) -> Workload:
+    rng = _rng()
+    a, b, c, d, e = (_variable(n, rng=rng) for _ in range(5))
+    y = gx.tanh(a * b + c) * d - gx.exp(-e * e)
+    return Workload(_resident(session, y))
+
+
+def chain_big(session: gx.Session) -> Workload:
+    """tanh(a b + c) d - exp(-e e) for 10 million numbers."""
+    return _chain(session, 10_000_000)
+
+
+def chain_small(session: gx.Session) -> Workload:
+    """The same for 65,536 numbers."""
+    return _chain(session, 65_536)
+
+
+def xent(session: gx.Session) -> Workload:
+    """Mean softmax cross-entropy of 4096 x 1000 logits, and its gradient."""
+    rng = _rng()
+    x = _variable(4096, 1000, rng=rng)
+    labels = gx.Variable(rng.randint(0, 1000, 4096).astype(np.int64), trainable=False)
+    loss = gx.mean(nn.sparse_softmax_cross_entropy_with_logits(labels, x))
+    (gradient,) = gx.gradients(loss, [x])
+    return Workload(_resident(session, loss, gradient))
+
+
+def layernorm(session: gx.Session) -> Workload:
+    """Layer normalization of 4096 x 1024 with scale and offset."""
+    rng = _rng()
+    x, scale, offset = (_variable(*s, rng=rng) for s in ((4096, 1024), (1024,), (1024,)))
+    return Workload(_resident(session, nn.layer_norm(x, scale, offset)))
+
+
+def gemm(session: gx.Session, n: int) -> Workload:
+    """A product of two n x n matrices."""
+    rng = _rng()
+    x, y = _variable(n, n, rng=rng), _variable(n, n, rng=rng)
+    return Workload(_resident(session, x @ y), 2.0 * n**3)
+
+
+# ---- training steps ----------------------------------------------------------------------------
+
+
+def _training(
+    session: gx.Session, loss: gx.Tensor, optimizer: train.Optimizer, feeds: dict
+) -> Callable[[], object]:
+    step = optimizer.minimize(loss)
+    session.run(gx.global_variables_initializer())
+    return lambda: session.run([loss, step], feeds)
+
+
+def cs231n(session: gx.Session) -> Workload:
+    """The two-layer net of the lectures: N=64, D=1000, H=100, plain gradient descent."""
+    rng = _rng()
+    x, y = (gx.placeholder("f32", (64, 1000)) for _ in range(2))
+    w1 = gx.Variable(rng.randn(1000, 100).astype(np.float32) * 0.03)
+    w2 = gx.Variable(rng.randn(100, 1000).astype(np.float32) * 0.1)
+    difference = nn.relu(x @ w1) @ w2 - y
+    loss = gx.mean(gx.sum(gx.square(difference), axis=1))
+    feeds = {t: rng.randn(64, 1000).astype(np.float32) for t in (x, y)}
+    # forward and dW for both layers, dX for the second only
+    flop = 2.0 * 64 * 1000 * 100 * 5
+    return Workload(_training(session, loss, train.SGD(1e-5), feeds), flop)
+
+
+def mlp(session: gx.Session) -> Workload:
+    """784-512-512-10 with ReLU, a batch of 128, Adam."""
+    rng = _rng()
+    x, y = gx.placeholder("f32", (None, 784)), gx.placeholder("i64", (None,))
+    h = nn.layers.dense(x, 512, nn.relu)
+    h = nn.layers.dense(h, 512, nn.relu)
+    logits = nn.layers.dense(h, 10)
+    loss = gx.mean(nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+    feeds = {x: rng.randn(128, 784).astype(np.float32), y: rng.randint(0, 10, 128)}
+    weights = (784 * 512, 512 * 512, 512 * 10)
+    flop = 2.0 * 128 * (3 * sum(weights) - weights[0])
+    return Workload(_training(session, loss, train.Adam(1e-3), feeds), flop)
+
+
+def lenet(session: gx.Session) -> Workload:
+    """Caffe's LeNet on 28 x 28 images, a batch of 64, momentum 0.9."""
+    rng = _rng()
+    x, y = gx.placeholder("f32", (None, 28, 28, 1)), gx.placeholder("i64", (None,))
+    layers = nn.layers
+    h = layers.max_pool2d(layers.conv2d(x, 20, 5), 2)
+    h = layers.max_pool2d(layers.conv2d(h, 50, 5), 2)
+    h = layers.dense(layers.flatten(h), 500, nn.relu)
+    logits = layers.dense(h, 10)
+    loss = gx.mean(nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+    feeds = {x: rng.randn(64, 28, 28, 1).astype(np.float32), y: rng.randint(0, 10, 64)}
+    products = (24 * 24 * 25 * 20, 8 * 8 * 500 * 50, 800 * 500, 500 * 10)
+    flop = 2.0 * 64 * (3 * sum(products) - products[0])
+    return Workload(_training(session, loss, train.Momentum(1e-4, 0.9), feeds), flop)
+
+
+WORKLOADS: dict[str, Callable[[gx.Session], Workload]] = {
+    "call": call,
+    "call100": call100,
+    "chain_big": chain_big,
+    "chain_small": chain_small,
+    "xent": xent,
+    "layernorm": layernorm,
+    **{f"gemm{n}": (lambda session, n=n: gemm(session, n)) for n in GEMM_SIZES},
+    "cs231n": cs231n,
+    "mlp": mlp,
+    "lenet": lenet,
+}

@@ -1,0 +1,43 @@
+"""The two-layer net in the style of Theano: a compiled function with updates.
+
+Random inputs (N=64, D=1000) are mapped to random targets through H=100 hidden units.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+import graphc as gx
+
+N, D, H = 64, 1000, 100
+
+
+def main(steps: int = 50, learning_rate: float = 1e-2) -> list[float]:
+    """Train; returns the loss of every step."""
+    rng = np.random.default_rng(0)
+    with gx.Graph().as_default():
+        x = gx.placeholder("f32", (N, D), name="x")
+        y = gx.placeholder("f32", (N, D), name="y")
+        w1 = gx.Variable(rng.standard_normal((D, H)).astype("f4") / np.sqrt(D), name="w1")
+        w2 = gx.Variable(rng.standard_normal((H, D)).astype("f4") / np.sqrt(H), name="w2")
+
+        h = gx.nn.relu(x @ w1)
+        loss = gx.mean(gx.sum(gx.square(h @ w2 - y), axis=1))
+        grad_w1, grad_w2 = gx.gradients(loss, [w1, w2])
+
+        # one call computes the loss and then sets both weights
+        with gx.Session() as session:
+            session.run(gx.global_variables_initializer())
+            train = gx.function(
+                inputs=[x, y],
+                outputs=loss,
+                updates=[(w1, w1 - learning_rate * grad_w1), (w2, w2 - learning_rate * grad_w2)],
+            )
+            x_values = rng.standard_normal((N, D)).astype("f4")
+            y_values = rng.standard_normal((N, D)).astype("f4")
+            return [float(train(x_values, y_values)) for _ in range(steps)]
+
+
+if __name__ == "__main__":
+    result = main()
+    print(f"loss {result[0]:.1f} -> {result[-1]:.1f}")

@@ -1,0 +1,246 @@
+"""Sessions beyond what tests/test_semantics.py states: caches, options, the NaN guard, counters."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import graphc as gx
+from graphc import session as session_module
+from graphc.errors import GraphTypeError, NonFiniteError
+from graphc.ops.check import assert_true, check_numerics
+from graphc.ops.math import log
+from graphc.session import RunOptions
+from graphc.statistics import stats
+from graphc.variable_store import ReadWriteLock
+
+DEVICES = ("reference", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh_graph() -> Iterator[None]:
+    gx.reset_default_graph()
+    yield
+    gx.reset_default_graph()
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_partial_feeds_take_defaults(device: str) -> None:
+    x, keep = gx.placeholder("f32", ()), gx.placeholder("f32", (), name="keep")
+    y = x * keep
+    with gx.Session(device=device) as s:
+        run = s.partial({"keep": 0.5})
+        assert run(y, {x: 4.0}) == 2
+        assert run(y, {x: 4.0, keep: 1.0}) == 4
+
+
+def test_options(device: str) -> None:
+    x = gx.placeholder("f32", (None,))
+    with gx.Session(device=device) as s:
+        assert s.run(gx.sum(x), {x: [1, 2]}, RunOptions(threads=1)) == 3
+        assert s.run(gx.sum(x), {x: [1, 2]}, options=RunOptions(threads=2)) == 3
+    with pytest.raises(GraphTypeError):
+        RunOptions(threads=0)
+
+
+def test_a_new_size_compiles_nothing(device: str) -> None:
+    x, y = gx.placeholder("f32", (None, None)), gx.placeholder("f32", (None,))
+    z = x + y
+    with gx.Session(device=device) as s:
+        s.run(z, {x: np.ones((2, 3)), y: np.ones(3)})
+        before = stats()
+        for n in range(4, 12):
+            s.run(z, {x: np.ones((n, 5)), y: np.ones(5)})
+        after = stats()
+        assert after.plans == before.plans and after.kernels == before.kernels
+        assert after.plan_hits == before.plan_hits + 8
+        s.run(z, {x: np.ones((2, 3)), y: np.ones(1)})  # another broadcast
+        assert stats().plans == before.plans + 1
+
+
+def test_the_cache_is_bounded_and_keeps_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "CALL_CACHE_SIZE", 4)
+    t = gx.constant(1.0)
+    others = [t + float(i) for i in range(20)]
+    with gx.Session(device="reference") as s:
+        s.run(t)
+        before = stats().programs
+        for u in others:
+            s.run(u)
+            s.run(t)
+        assert stats().programs == before + 20
+        assert len(s._calls) == 4
+
+
+def test_dropped_tensors_never_stand_for_others() -> None:
+    """Ids are reused once an object is gone; whatever is cached under an id must be held."""
+    with gx.Session(device="reference") as s, gx.Graph().as_default():
+        x = gx.placeholder("f32", ())
+        s = gx.Session(device="reference")
+        for i in range(300):
+            assert s.run([x + float(i)], {x: 1.0}) == [1.0 + i]
+            gc.collect(0)
+
+
+def test_a_closed_session_lets_go_of_its_programs() -> None:
+    graph = gx.Graph()
+    with graph.as_default():
+        t = gx.constant(1.0)
+        s = gx.Session(device="reference")
+        s.run(t)
+        call = weakref.ref(next(iter(s._calls.values())))
+        s.close()
+        gc.collect()
+        assert call() is None
+
+
+def test_feeding_the_same_tensor_twice_is_refused() -> None:
+    x = gx.placeholder("f32", (), name="x")
+    with gx.Session() as s, pytest.raises(ValueError, match="twice"):
+        s.run(x, {x: 1.0, "x:0": 2.0})
+
+
+# ---- the NaN guard -----------------------------------------------------------------------------
+
+
+def test_nan_guard_names_operator_and_line_and_commits_nothing(device: str) -> None:
+    x = gx.placeholder("f32", (None, 2), name="x")
+    v = gx.Variable(np.float32(1))
+    y = log(x, name="loss")
+    up = v.assign_add(gx.sum(y * 2))
+    message = (
+        "log 'loss' gave nan at index (1, 1)\n"
+        f'  at test_session.py:{y.node.loc.line}   y = log(x, name="loss")'
+    )
+    with gx.Session(device=device, nan_guard=True) as s:
+        s.run(v.initializer)
+        for fetch in (up, y, up.op):
+            with pytest.raises(NonFiniteError) as caught:
+                s.run(fetch, {x: [[1, 2], [3, -1]]})
+            assert str(caught.value) == message
+            assert s.run(v) == 1
+        assert s.run(up, {x: [[1, 1]]}) == 1
+    with gx.Session(device=device) as s:
+        s.run(v.initializer)
+        assert np.isnan(s.run(y, {x: [[1, -2]]})[0, 1])
+        with pytest.raises(ArithmeticError):
+            s.run(y, {x: [[1, -2]]}, RunOptions(nan_guard=True))
+
+
+def test_nan_guard_leaves_masked_values_alone(device: str) -> None:
+    x = gx.placeholder("f32", (None,))
+    y = gx.where(x > 0, log(x), 0.0)
+    with gx.Session(device=device, nan_guard=True) as s:
+        np.testing.assert_array_equal(s.run(y, {x: [1, 0]}), [0, 0])
+
+
+def test_nan_guard_names_a_variable_that_was_bad_already(device: str) -> None:
+    v = gx.Variable(np.array([1, np.inf], "f4"), name="w")
+    with gx.Session(device=device) as s:
+        s.run(v.initializer)
+        with pytest.raises(NonFiniteError, match=r"^variable 'w' is inf at index \(1,\)"):
+            s.run(v * 2, options=RunOptions(nan_guard=True))
+
+
+def test_check_numerics_and_assert_true(device: str) -> None:
+    x = gx.placeholder("f32", (None,))
+    y = check_numerics(log(x), "the loss {left} the track")
+    positive = assert_true(x > 0, "x must be positive")
+    v = gx.Variable(np.float32(0))
+    with gx.get_default_graph().control_dependencies([positive]):
+        up = v.assign_add(gx.sum(x))
+    with gx.Session(device=device) as s:
+        s.run(v.initializer)
+        np.testing.assert_array_equal(s.run(y, {x: [1, 1]}), [0, 0])
+        with pytest.raises(NonFiniteError, match=r"the loss \(left\) the track"):
+            s.run(y, {x: [1, -1]})
+        for fetch in (positive, positive.op, up):
+            with pytest.raises(AssertionError, match="x must be positive"):
+                s.run(fetch, {x: [1, -1]})
+        assert s.run(v) == 0
+        assert s.run(up, {x: [1, 2]}) == 3
+        (g,) = gx.gradients(y, x)
+        np.testing.assert_array_equal(s.run(g, {x: [2, 4]}), [0.5, 0.25])
+
+
+# ---- sharing -----------------------------------------------------------------------------------
+
+
+def test_writers_are_alone_and_not_starved() -> None:
+    lock = ReadWriteLock()
+    inside: list[int] = []
+    stop = threading.Event()
+    seen: list[int] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            with lock.reading():
+                seen.append(len(inside))
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for t in readers:
+        t.start()
+    started = time.perf_counter()
+    for _ in range(50):
+        with lock.writing():
+            inside.append(1)
+            time.sleep(0.0002)
+            inside.pop()
+    took = time.perf_counter() - started
+    stop.set()
+    for t in readers:
+        t.join(10)
+    assert not any(seen) and took < 10
+
+
+def test_a_failed_first_assignment_leaves_the_variable_without_a_value(device: str) -> None:
+    v = gx.Variable(0.0)
+    x = gx.placeholder("i32", ())
+    up = v.assign(gx.astype(1 // x, "f32"))
+    with gx.Session(device=device) as s:
+        with pytest.raises(ZeroDivisionError):
+            s.run(up, {x: 0})
+        assert not s.is_initialized(v)
+        assert s.run(up, {x: 1}) == 1
+        assert s.is_initialized(v) and s.uninitialized_variables() == []
+
+
+class _Nothing:
+    """An executable that takes no time."""
+
+    def __init__(self, results: list[np.ndarray]) -> None:
+        self.results = results
+
+    def run(self, *_: object) -> list[np.ndarray]:
+        return self.results
+
+
+def test_session_overhead() -> None:
+    """The session's own part of a run is a few microseconds."""
+    x = gx.placeholder("f32", (None,))
+    y = x * 2 + 1
+    fed = np.ones(4, "f4")
+    feeds = {x: fed}
+    with gx.Session(device="reference") as s:
+        result = s.run(y, feeds)
+        entry = next(iter(s._calls.values())).entry
+        compiled, sizes = entry.bind([fed])
+        entry._bound[(fed.shape,)] = (replace(compiled, executable=_Nothing([result])), sizes)
+        times = []
+        for _ in range(30):
+            started = time.perf_counter()
+            for _ in range(100):
+                s.run(y, feeds)
+            times.append((time.perf_counter() - started) / 100)
+    assert min(times) < 20e-6  # about 3e-6; the bound leaves room for a busy machine
