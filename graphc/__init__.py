@@ -69,6 +69,7 @@ from graphc.ops.create import (
     full_like,
     linspace,
     meshgrid,
+    one_hot,
     ones,
     ones_like,
     trace,
@@ -80,11 +81,9 @@ from graphc.ops.create import (
 from graphc.ops.define import (
     constant,
 )
+from graphc.ops.einsum import dot, einsum, outer, tensordot
 from graphc.ops.gather import (
     gather,
-    one_hot,
-    scatter_add,
-    scatter_update,
     take,
     take_along_axis,
 )
@@ -187,6 +186,7 @@ from graphc.ops.reduce import (
     prod,
     sum,
 )
+from graphc.ops.scatter import scatter_add, scatter_update
 from graphc.ops.shape import (
     broadcast_to,
     expand_dims,

@@ -172,8 +172,13 @@ def total_steps(digits: Digits, options: Options) -> int:
 def progress_bar(total: int) -> Iterator[Report]:
     """A bar with the latest loss; without `rich`, nothing is drawn."""
     try:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
     except ImportError:
         yield lambda step, loss: None
         return

@@ -23,8 +23,8 @@ from graphc.types import DType, Shape, TensorType
 
 EXACT, STABLE, FAST_MATH = "exact", "stable", "fast_math"
 
-STEPS = 16
-"""Rules applied in a row at one node: every table here settles in fewer."""
+BUDGET = 64
+"""Rules applied for one node of the program: every table here settles in fewer."""
 
 DEPTH = 6
 """Rules applied inside replacements of replacements."""
@@ -218,18 +218,20 @@ class Rewriter:
         self.builder = builder
         self.steps = tuple(steps)
         self.fired: dict[str, int] = {}
+        self._left = BUDGET
         self._table: dict[str, list[Rule]] = {}
         for r in rules:
             self._table.setdefault(r.pattern.op, []).append(r)
 
     def simplest(self, t: Tensor, consumers: Sequence[Node], depth: int = 0) -> Tensor:
         """t after every rule that applies to it; bounded, whatever the rules are."""
-        if depth > DEPTH:
-            return t
-        for _ in range(STEPS):
+        if depth == 0:
+            self._left = BUDGET
+        while depth <= DEPTH and self._left > 0:
             replaced = self._once(t, consumers, depth)
             if replaced is None:
                 break
+            self._left -= 1
             t = replaced
         return t
 

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,17 @@ class _Call:
     Kept under the ids of its fetches and feeds, so it holds them: an id is theirs while it lives.
     """
 
-    def __init__(self, flat: Sequence[Fetch], fed: Sequence[Tensor], entry: Entry) -> None:
+    def __init__(
+        self,
+        flat: Sequence[Fetch],
+        fed: Sequence[Tensor],
+        entry: Entry,
+        order: Sequence[int] | None = None,
+    ) -> None:
         self.flat = tuple(flat)
         self.fed = tuple(fed)
         self.entry = entry
+        self.order = order  # the feed that each input of the program is, where they differ
         self.used = 0
         unique = {id(t): i for i, t in enumerate(_tensors(flat))}
         seen: set[int] = set()
@@ -65,6 +72,11 @@ class _Call:
             picks.append((unique.get(id(item), -1), id(item) in seen))
             seen.add(id(item))
         self.picks = tuple(picks)
+
+    def arrays(self, values: Iterable[Any]) -> list[Array]:
+        """The inputs of the program from the values fed."""
+        made = [feeds.convert(t, v) for t, v in zip(self.fed, values, strict=True)]
+        return made if self.order is None else [made[i] for i in self.order]
 
     def values(self, results: Sequence[Array]) -> list[Any]:
         """One value per fetch: None for operations, copies for a tensor fetched again."""
@@ -188,9 +200,8 @@ class Session:
     def _run_call(self, call: _Call, values: Any, options: RunOptions | None) -> list[Any]:
         if self.variables.closed:
             raise SessionClosedError("the session is closed")
-        arrays = [feeds.convert(t, v) for t, v in zip(call.fed, values, strict=True)]
         call.used = next(self._clock)
-        return call.values(self.run_entry(call.entry, arrays, options))
+        return call.values(self.run_entry(call.entry, call.arrays(values), options))
 
     def run_entry(
         self, entry: Entry, arrays: Sequence[Array], options: RunOptions | None = None
@@ -210,19 +221,26 @@ class Session:
         flat, rebuild = flatten_fetches(fetches, self.graph)
         if not self.graph.nodes:
             raise RunError("the graph is empty: there is nothing to run")
-        fed = self._feed_keys(feed_dict)
-        guard = self._guarded(options)
-        key = (tuple(map(id, flat)), tuple(map(id, fed)), guard)
         with self._lock:
-            call = self._calls.get(key)
-            if call is None:
-                call = _Call(flat, fed, self._build_entry(flat, fed, guard))
-                call.used = next(self._clock)
-                self._calls[key] = call
-                if len(self._calls) > CALL_CACHE_SIZE:
-                    oldest = min(self._calls, key=lambda k: self._calls[k].used)
-                    del self._calls[oldest]
+            call = self._call(flat, self._feed_keys(feed_dict), self._guarded(options))
         return call, rebuild
+
+    def _call(self, flat: Sequence[Fetch], fed: Sequence[Tensor], guard: bool) -> _Call:
+        key = (tuple(map(id, flat)), tuple(map(id, fed)), guard)
+        call = self._calls.get(key)
+        if call is not None:
+            return call
+        order = sorted(range(len(fed)), key=lambda i: (fed[i].node.id, fed[i].index))
+        if order == list(range(len(fed))):
+            call = _Call(flat, fed, self._build_entry(flat, fed, guard))
+        else:  # feeds in another order share one program
+            same = self._call(flat, [fed[i] for i in order], guard)
+            call = _Call(flat, fed, same.entry, order)
+        call.used = next(self._clock)
+        self._calls[key] = call
+        if len(self._calls) > CALL_CACHE_SIZE:
+            del self._calls[min(self._calls, key=lambda k: self._calls[k].used)]
+        return call
 
     def _feed_keys(self, feed_dict: Mapping[Any, Any] | None) -> tuple[Tensor, ...]:
         if feed_dict is None:
@@ -247,12 +265,13 @@ class Session:
             raise FeedError(f"feed {key!r} belongs to another graph than this session's")
         return key
 
-    def _build_entry(self, flat: Sequence[Fetch], fed: tuple[Tensor, ...], guard: bool) -> Entry:
+    def _build_entry(self, flat: Sequence[Fetch], fed: Sequence[Tensor], guard: bool) -> Entry:
         fetched = _tensors(flat)
         targets = tuple(x for x in flat if isinstance(x, Node))
         missing = unfed_placeholder([t.node for t in fetched] + list(targets), fed)
         if missing is not None:
-            wanted = [repr(t.node.name) for t in fetched] + [repr(n.name) for n in targets]
+            nodes = [t.node for t in fetched] + list(targets)
+            wanted = [f"{n.name!r} ({n.loc})" for n in nodes]
             has = ", ".join(repr(t.node.name) for t in fed) or "nothing"
             raise FeedError(
                 f"fetch {', '.join(wanted)} needs {feeds.label(missing)}; feed_dict has {has}"

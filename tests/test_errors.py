@@ -147,10 +147,12 @@ def test_missing_feed(device: str) -> None:
     up = model.v.assign_add(1.0, name="up")
     run = model.session.run
     assert message(errors.FeedError, lambda: run(loss)) == (
-        f"fetch 'loss' needs placeholder 'x' f32[{x.dims[0]},784] ({at(x)}); feed_dict has nothing"
+        f"fetch 'loss' ({at(loss)}) needs placeholder 'x' f32[{x.dims[0]},784] ({at(x)}); "
+        "feed_dict has nothing"
     )
     assert message(errors.FeedError, lambda: run([up, loss], {labels: 1})) == (
-        f"fetch 'up', 'loss' needs placeholder 'x' f32[{x.dims[0]},784] ({at(x)}); "
+        f"fetch 'up' ({at(up)}), 'loss' ({at(loss)}) needs placeholder 'x' "
+        f"f32[{x.dims[0]},784] ({at(x)}); "
         "feed_dict has 'labels'"
     )
     assert run(model.v) == 1

@@ -106,9 +106,7 @@ def test_workloads_agree_with_the_reference(name: str) -> None:
 
 def test_the_benchmark_prints_one_json_line() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "call100", "--secs", "0.05"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT)
     (line,) = done.stdout.splitlines()
     result = json.loads(line)
     assert result["peer"] == "graphc"

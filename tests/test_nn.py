@@ -268,11 +268,18 @@ def test_batch_norm_in_both_modes(graph: Graph, axis: int, static: bool, device:
             np.testing.assert_allclose(session.run(mean), m.reshape(-1), rtol=1e-9)
 
 
+def _group_norm(x: Array) -> Array:
+    split = x.reshape(2, 3, 4, 2, 3)
+    centred = split - split.mean((1, 2, 4), keepdims=True)
+    return (centred / np.sqrt(split.var((1, 2, 4), keepdims=True) + 1e-5)).reshape(x.shape)
+
+
 NORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Array], Array]]] = {
     "layer": (
         lambda x: nn.layer_norm(x, 2.0, 1.0),
-        lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * 2
-        + 1,
+        lambda x: (
+            (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * 2 + 1
+        ),
     ),
     "rms": (
         nn.rms_norm,
@@ -280,17 +287,12 @@ NORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Array], Array]]] = {
     ),
     "instance": (
         nn.instance_norm,
-        lambda x: (x - x.mean((1, 2), keepdims=True))
-        / np.sqrt(x.var((1, 2), keepdims=True) + 1e-5),
+        lambda x: (
+            (x - x.mean((1, 2), keepdims=True)) / np.sqrt(x.var((1, 2), keepdims=True) + 1e-5)
+        ),
     ),
-    "group": (lambda x: nn.group_norm(x, 2), lambda x: _group_norm(x)),
+    "group": (lambda x: nn.group_norm(x, 2), _group_norm),
 }
-
-
-def _group_norm(x: Array) -> Array:
-    split = x.reshape(2, 3, 4, 2, 3)
-    centred = split - split.mean((1, 2, 4), keepdims=True)
-    return (centred / np.sqrt(split.var((1, 2, 4), keepdims=True) + 1e-5)).reshape(x.shape)
 
 
 @pytest.mark.parametrize("device", DEVICES)

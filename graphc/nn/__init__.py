@@ -34,14 +34,12 @@ from graphc.nn.normalization import (
     layer_norm,
     rms_norm,
 )
+from graphc.ops import activation, convolution, pooling
 from graphc.ops.activation import *  # noqa: F403
-from graphc.ops.activation import __all__ as _activations
 from graphc.ops.arithmetic import add as bias_add
 from graphc.ops.convolution import *  # noqa: F403
-from graphc.ops.convolution import __all__ as _convolutions
 from graphc.ops.math import tanh
 from graphc.ops.pooling import *  # noqa: F403
-from graphc.ops.pooling import __all__ as _pools
 from graphc.ops.random import dropout
 from graphc.ops.statistics import l2_normalize, log_softmax, moments, softmax
 
@@ -79,7 +77,7 @@ __all__ = [
     "total_variation",
     "triplet_loss",
     "weighted_cross_entropy_with_logits",
-    *_activations,
-    *_convolutions,
-    *_pools,
 ]
+__all__ += activation.__all__
+__all__ += convolution.__all__
+__all__ += pooling.__all__

@@ -1,7 +1,7 @@
 """NumPy indexing, and the slices and their transpose it is made of.
 
 `x[...]` takes ints, slices (any step), Ellipsis, newaxis and integer tensors.  Bounds on unknown
-sizes become symbolic sizes.  Imports: ops.define, ops.shape, ops.gather, graph, nest, dims, types.
+sizes become symbolic sizes.  Imports: ops.define, ops.shape, ops.indexed, graph, nest, dims, types.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from graphc.ops.define import (
     normalize_axis,
     op,
 )
-from graphc.ops.gather import gather_axes, scatter_axes
+from graphc.ops.indexed import gather_axes, scatter_axes
 from graphc.ops.join import concat
 from graphc.ops.shape import as_dims, reshape, slice_axes, slice_op
 from graphc.types import DTYPES, TensorType

@@ -1,6 +1,6 @@
 """Joining and splitting: concat, stack, split, unstack, pad, tile, repeat.
 
-Imports: ops.define, ops.shape, ops.arithmetic, ops.create, ops.gather, graph, nest, kernel, dims.
+Imports: ops.define, ops.shape, ops.arithmetic, ops.create, ops.indexed, graph, nest, kernel, dims.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from graphc.ops.define import (
     op,
     promoted,
 )
-from graphc.ops.gather import gather
+from graphc.ops.indexed import gather
 from graphc.ops.shape import (
     as_dims,
     broadcast_along,

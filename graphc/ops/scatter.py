@@ -1,6 +1,6 @@
 """Functional updates at computed positions along the first axis.
 
-Imports: ops.define, ops.gather, ops.shape, ops.arithmetic, ops.create, graph, nest, dims, types.
+Imports: ops.define, ops.indexed, ops.shape, ops.arithmetic, ops.create, graph, nest, dims, types.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from graphc.ops.define import (
     op,
     promoted,
 )
-from graphc.ops.gather import checked_index, gather_op, indices_of, place_sum, scatters
+from graphc.ops.indexed import checked_index, gather_op, indices_of, place_sum, scatters
 from graphc.ops.shape import broadcast_to, reshape
 from graphc.types import DTYPES, TensorType, int64
 

@@ -9,8 +9,6 @@ Imports: rewrite, dims, graph, passes.simplify_arithmetic.
 
 from __future__ import annotations
 
-import numpy as np
-
 from graphc import dims
 from graphc.graph import Node, Tensor
 from graphc.passes.simplify_arithmetic import ONE, add, div, mul, neg, sub
@@ -51,18 +49,15 @@ def _is_shifted(x: Tensor) -> bool:
         return False
     top = _below_views(x.node.inputs[1])
     if top.node.op.name == "where":  # the maximum where it is finite, else 0
-        top = _below_views(top.node.inputs[1])
+        return any(_below_views(t).node.op.name == "max" for t in top.node.inputs[1:])
     return top.node.op.name == "max"
 
 
 def _row_maximum(m: Match, x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """The maximum over `axes`; 0 where it is not finite, as inf - inf would be NaN."""
     top = m.apply("max", x, axes=axes, keepdims=False)
-    infinite = m.apply("equal", m.apply("abs", top), m.splat(np.inf, top.dtype, top.dims))
-    undefined = m.apply("not_equal", top, top)
     zero = m.splat(0, top.dtype, top.dims)
-    held = m.apply("where", m.apply("bitwise_or", infinite, undefined), zero, top)
-    return held
+    return m.apply("where", m.apply("isfinite", top), top, zero)
 
 
 def _kept(shape: Shape, axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,8 +16,8 @@ from graphc.ops.define import as_tensor, constant
 from graphc.ops.shape import broadcast_to
 from graphc.ops.state import Variable, group, trainable_variables
 from graphc.passes.differentiate import gradients
-from graphc.types import float32
 from graphc.train.global_step import get_global_step
+from graphc.types import float32
 
 GradientPair = tuple[Tensor | None, Variable]
 LearningRate = float | Tensor | Callable[[Tensor], Tensor]
