@@ -18,11 +18,12 @@ from graphc import feeds, nan_guard
 from graphc.backends.base import Executable
 from graphc.backends.reference import ReferenceExecutable
 from graphc.compiler import compile_cpu
-from graphc.dims import Atom, Sizes
+from graphc.dims import Sizes
 from graphc.errors import FeedError, GraphTypeError, NonFiniteError, ShapeError
 from graphc.graph import Node, Tensor
 from graphc.host_calls import compile_parts, has_host_calls
 from graphc.passes.specialise import (
+    Meeting,
     bind_ranks,
     broadcast_outcomes,
     specialise,
@@ -84,7 +85,7 @@ class _Ranked:
     """A program whose ranks are known."""
 
     program: Program
-    atoms: list[Atom]
+    meetings: list[Meeting]  # of sizes that broadcast when they are known
     constraints: list[Any]
     by_outcome: dict[tuple[str, ...], Compiled] = field(default_factory=dict)
 
@@ -123,7 +124,7 @@ class Entry:
         outcome = _outcome(ranked, sizes)
         compiled = ranked.by_outcome.get(outcome)
         if compiled is None:
-            program = specialise(ranked.program, substitution(ranked.atoms, outcome))
+            program = specialise(ranked.program, substitution(ranked.meetings, outcome))
             compiled = ranked.by_outcome[outcome] = self._compile(program, sizes)
         else:
             count("plan_hits")
@@ -163,7 +164,7 @@ class Entry:
 
 def _outcome(ranked: _Ranked, sizes: Sizes) -> tuple[str, ...]:
     try:
-        return broadcast_outcomes(ranked.atoms, sizes)
+        return broadcast_outcomes(ranked.meetings, sizes)
     except ShapeError as error:
         node = _broadcasting(ranked, sizes)
         if node is None:
@@ -177,9 +178,9 @@ def _broadcasting(ranked: _Ranked, sizes: Sizes) -> Node | None:
     for node in ranked.program.order():
         if node.op.kind != "elementwise":
             continue
-        atoms = unknown_broadcasts(Program((), node.outputs))
+        meetings = unknown_broadcasts(Program((), node.outputs))
         try:
-            broadcast_outcomes(atoms, sizes)
+            broadcast_outcomes(meetings, sizes)
         except ShapeError:
             return node
     return None

@@ -149,7 +149,7 @@ class VariableStore:
 
     def _initial_counter(self) -> Array:
         """0 for a seeded graph; otherwise a random start, so that unseeded runs differ."""
-        start = 0 if self.graph.seed is not None else int.from_bytes(os.urandom(7), "little")
+        start = 0 if self.graph.seed is not None else int.from_bytes(os.urandom(4), "little") << 32
         return np.array(start, np.uint64)
 
     # ---- single values

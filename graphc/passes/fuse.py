@@ -339,11 +339,27 @@ class _Fuser:
             return False
         if not group.readers <= {target.number} or target.kind != "loop":
             return False
+        if not self._reads_in_place(target, group):
+            return False
         before = list(target.members)
         if not self._move(group, target):
             return False
         moved = target.members[len(before) :]
         target.members[:] = moved + before
+        return True
+
+    def _reads_in_place(self, target: Group, source: Group) -> bool:
+        """Whether the target's members use the source's values at their own element only."""
+        for t in target.members:
+            if t.node.kind == "view":
+                if self.group_of.get(id(self.views.source(t).base)) is source:
+                    return False
+                continue
+            for i in t.node.inputs:
+                view = self.views.of(i)
+                if self.group_of.get(id(view.base)) is source:
+                    if target.level[id(t)] == REDUCED or not view.is_whole(i.dims):
+                        return False
         return True
 
     def _last_read(self, group: Group) -> int:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 from graphc.passes.canonicalise import canonicalise
 from graphc.passes.fuse import fuse
+from graphc.passes.layout import cancel_transposes
 from graphc.passes.lower import lower
 from graphc.passes.plan_memory import BlocksOf, plan_memory
+from graphc.passes.simplify import simplify
 from graphc.plan import Plan
 from graphc.program import Program
 
@@ -21,6 +23,11 @@ GraphPass = Callable[[Program], Program]
 GRAPH_PASSES: list[tuple[str, GraphPass]] = [
     # fusion knows only reductions that drop their axes
     ("canonicalise", canonicalise),
+    # its tables match reductions without kept axes, and no identities between operators; folds on
+    # the way, as rules make new constants
+    ("simplify", simplify),
+    # after simplify, which merges chains of views: a transpose is looked for right below its reader
+    ("cancel_transposes", cancel_transposes),
 ]
 """Program -> program, in order.  resolve_state, bind_ranks and specialise have run before."""
 

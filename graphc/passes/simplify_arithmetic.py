@@ -42,7 +42,7 @@ def neg(a: Pattern) -> Apply:
 
 def _has_exact_reciprocal(c: Any) -> bool:
     """Whether c and 1 / c are both normal powers of two."""
-    if not np.isfinite(c) or c == 0 or abs(np.frexp(c)[0]) != 0.5:
+    if c.dtype.kind != "f" or not np.isfinite(c) or c == 0 or abs(np.frexp(c)[0]) != 0.5:
         return False
     tiny = np.finfo(c.dtype).tiny
     return bool(abs(c) >= tiny and 1 / abs(c) >= tiny and np.isfinite(1 / c))
