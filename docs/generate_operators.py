@@ -35,10 +35,11 @@ Every public function: those of operators, and those that compose operators. All
 variables, NumPy arrays, numbers and nested lists.
 """
 
-INTERNAL = """\
-## Operators made by gradients and passes
+OTHERS = """\
+## Other operators
 
-They appear in printed graphs; there is no public function for them.
+As they appear in printed graphs: made by gradients, by passes, and by functions that choose among
+several operators.
 """
 
 KINDS = {
@@ -50,7 +51,7 @@ KINDS = {
     "random": "Random numbers",
     "leaf": "Leaves",
     "state": "State",
-    "host": "Python functions inside a graph",
+    "host": "Python functions in a graph",
     "deferred": "Compositions that wait for ranks",
 }
 
@@ -67,14 +68,12 @@ def signature(function: Callable[..., Any]) -> str:
     return ", ".join(p for p in bare if p != "self")
 
 
-def call(record: Op) -> str:
-    """How the operator is called."""
-    if record.function is None:
-        return record.name
-    name = record.function.__name__
-    if record.kind == "elementwise" and record.samples is not None:
+def call(name: str, function: Callable[..., Any], record: Op | None) -> str:
+    """How a function is called."""
+    generic = "operands" in inspect.signature(function).parameters
+    if generic and record is not None and record.samples is not None:
         return f"{name}({operands(record)})"
-    return f"{name}({signature(record.function)})"
+    return f"{name}({signature(function)})"
 
 
 def dtypes_text(dtypes: tuple[DType, ...]) -> str:
@@ -93,18 +92,15 @@ def cell(text: str) -> str:
     return text.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|").strip()
 
 
-def row(record: Op) -> str:
-    tested = record.dtypes or (record.samples.dtypes if record.samples else ())
-    gradient = "yes" if record.vjp is not None else "no"
-    cells = [f"`{call(record)}`", dtypes_text(tuple(tested)), gradient, record.onnx]
-    return "| " + " | ".join([*cells, cell(record.note)]) + " |"
-
-
-def table(records: list[Op]) -> Iterator[str]:
-    yield "| operator | dtypes | gradient | ONNX | note |"
+def table(rows: dict[str, Op], heading: str) -> Iterator[str]:
+    """Operators by what the first column says of them."""
+    yield f"| {heading} | dtypes | gradient | ONNX | note |"
     yield "|---|---|---|---|---|"
-    for record in sorted(records, key=lambda r: r.name):
-        yield row(record)
+    for first, record in rows.items():
+        tested = record.dtypes or (record.samples.dtypes if record.samples else ())
+        gradient = "yes" if record.vjp is not None else "no"
+        cells = [f"`{first}`", dtypes_text(tuple(tested)), gradient, record.onnx]
+        yield "| " + " | ".join([*cells, cell(record.note)]) + " |"
     yield ""
 
 
@@ -122,17 +118,13 @@ def public_functions() -> dict[str, Callable[..., Any]]:
 
 
 def function_rows(functions: dict[str, Callable[..., Any]]) -> Iterator[str]:
+    """Every function with the first paragraph of its documentation."""
     records = {id(r.function): r for r in OPS.values() if r.function is not None}
     yield "| function | what it is |"
     yield "|---|---|"
-    for name in sorted(functions):
-        function = functions[name]
-        record = records.get(id(function))
-        if record is not None and record.kind == "elementwise" and record.samples is not None:
-            parameters = operands(record)
-        else:
-            parameters = signature(function)
-        yield f"| `{name}({parameters})` | {cell(inspect.getdoc(function) or '')} |"
+    for name, function in sorted(functions.items()):
+        called = call(name, function, records.get(id(function)))
+        yield f"| `{called}` | {cell(inspect.getdoc(function) or '')} |"
     yield ""
 
 
@@ -142,14 +134,20 @@ def page() -> str:
     if unknown:
         raise LookupError(f"kinds without a heading: {', '.join(sorted(unknown))}")
     functions = public_functions()
-    public = {id(f) for f in functions.values()}
+    # of several names of one function, the operator's own
+    names: dict[int, str] = {}
+    for name, function in functions.items():
+        if id(function) not in names or name.endswith(f".{function.__name__}"):
+            names[id(function)] = name
+    records = sorted(OPS.values(), key=lambda r: r.name)
     lines = [HEAD]
     for kind, heading in KINDS.items():
-        records = [r for r in OPS.values() if r.kind == kind and id(r.function) in public]
-        if records:
-            lines += [f"## {heading}", "", *table(records)]
-    internal = [r for r in OPS.values() if id(r.function) not in public]
-    lines += [INTERNAL, *table(internal), FUNCTIONS, *function_rows(functions)]
+        listed = [r for r in records if r.kind == kind and id(r.function) in names]
+        rows = {call(names[id(r.function)], r.function, r): r for r in listed if r.function}
+        if rows:
+            lines += [f"## {heading}", "", *table(rows, "function")]
+    others = {r.name: r for r in records if id(r.function) not in names}
+    lines += [OTHERS, *table(others, "operator"), FUNCTIONS, *function_rows(functions)]
     lines.append(f"{len(OPS)} operators, {len(functions)} functions.")
     return "\n".join(lines) + "\n"
 

@@ -34,8 +34,12 @@ class Program:
         return self.fetches + tuple(value for _, value in self.updates)
 
     def order(self) -> list[Node]:
-        """Every node the roots need, each after its inputs."""
-        return topological([t.node for t in self.roots], control=False)
+        """Every node the roots need, each after its inputs; found once, not to be changed."""
+        found: list[Node] | None = self.__dict__.get("_order")
+        if found is None:
+            found = topological([t.node for t in self.roots], control=False)
+            self.__dict__["_order"] = found
+        return found
 
     def variables(self) -> tuple[Tensor, ...]:
         """The state the program reads or writes, in a fixed order."""

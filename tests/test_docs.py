@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"\bgx((?:\.[A-Za-z_][A-Za-z0-9_]*)+)")
+FILE = re.compile(r"`((?:graphc|tests|docs|examples|benchmarks)/[^` ]*)`")
 LINK = re.compile(r"\]\(([^)#]+)(#[^)]*)?\)")
 
 
@@ -105,6 +106,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     text = without_blocks(page.read_text(encoding="utf-8"), "python", "text", "sh")
     targets = [m[1] for m in LINK.finditer(text) if "://" not in m[1]]
     assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = set(FILE.findall(page.read_text(encoding="utf-8")))
+    assert [name for name in sorted(named) if not list(ROOT.glob(name))] == []
 
 
 def test_readme_has_its_two_commands() -> None:

@@ -133,14 +133,21 @@ def _operand_dtype(pattern: Apply, i: int, dtype: DType) -> DType:
 
 
 def _splat_array(pattern: Splat, dtype: DType) -> np.ndarray:
-    candidates = [pattern.value] if pattern.value is not None else [4.0, 3.0, 0.5, -1, 255, 1]
+    candidates = [pattern.value] if pattern.value is not None else [3.0, 4.0, 0.5, -1, 255, 1]
     for c in candidates:
-        if dtype.kind in "iu" and not (c == int(c) and np.iinfo(dtype.numpy).min <= c <= np.iinfo(dtype.numpy).max):
+        if not dtype.is_float and not _is_element(c, dtype):
             continue
         array = np.asarray(c).astype(dtype.numpy)
         if pattern.where is None or pattern.where(array[()]):
             return array
     raise Unbuildable("no such constant")
+
+
+def _is_element(c: float, dtype: DType) -> bool:
+    if dtype.is_bool:
+        return c in (0, 1)
+    info = np.iinfo(dtype.numpy)
+    return bool(np.isfinite(c)) and c == int(c) and info.min <= c <= info.max
 
 
 def sides_of(rule: Rule, dtype: DType) -> Sides:
@@ -160,6 +167,8 @@ def sides_of(rule: Rule, dtype: DType) -> Sides:
 def dtypes_of(rule: Rule) -> Iterator[DType]:
     """The dtypes a rule has instances in."""
     for dtype in (float32, float64, int8, int32, uint8, bool_):
+        if rule.claim != EXACT and not dtype.is_float:
+            continue
         try:
             if sides_of(rule, dtype).right is not None:
                 yield dtype

@@ -192,7 +192,7 @@ def test_one_global_step_per_graph() -> None:
     assert train.get_global_step() is None
     step = train.get_or_create_global_step()
     assert train.get_or_create_global_step() is step
-    assert step not in gx.trainable_variables()
+    assert gx.trainable_variables() == []
     with pytest.raises(GraphError, match="already"):
         train.create_global_step()
 
@@ -221,6 +221,45 @@ def test_update_ops_run_only_when_asked(graph: Graph, device: str) -> None:
         session.run(both)
         assert session.run(count) == 1
         assert session.run(v).shape == (2, 3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("counted", [False, True])
+def test_moving_average(counted: bool, device: str) -> None:
+    v = gx.Variable(np.array([1.0, 2.0]), name="v")
+    n = gx.placeholder("i64", (), name="n")
+    averages = train.ExponentialMovingAverage(0.9, n if counted else None)
+    update = averages.apply()
+    shadow = averages.average(v)
+    assert shadow is not None
+    assert shadow.node.name == "v/ExponentialMovingAverage"
+    assert [t.node.name for t in gx.trainable_variables()] == ["v"]
+    assert averages.average(gx.constant(1.0)) is None
+    with pytest.raises(GraphTypeError, match="averaged already"):
+        averages.apply([v])
+    grow = v.assign_add(1.0)
+    expected, value = np.array([1.0, 2.0]), np.array([1.0, 2.0])
+    with gx.Session(device=device) as session:
+        session.run(gx.global_variables_initializer())
+        for i in range(4):
+            session.run(grow)
+            value = value + 1
+            session.run(update, {n: i} if counted else {})
+            decay = min(0.9, (1 + i) / (10 + i)) if counted else 0.9
+            expected = expected - (1 - decay) * (expected - value)
+            np.testing.assert_allclose(session.run(shadow), expected, rtol=1e-6)
+
+
+def test_one_optimizer_serves_several_graphs() -> None:
+    optimizer = train.Adam(RATE)
+    for _ in range(2):
+        with Graph().as_default():
+            v, loss, start = _problem()
+            step = optimizer.minimize(loss)
+            with gx.Session() as session:
+                session.run(gx.global_variables_initializer())
+                session.run(step)
+                assert (session.run(v) != start).all()
 
 
 # ---- clipping ----------------------------------------------------------------------------------

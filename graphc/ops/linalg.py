@@ -42,7 +42,9 @@ def _infer_matmul(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         raise ShapeError(f"operands have at least 2 axes here, in {a} @ {b}")
     m, k = a.shape[-2:] if not attrs["transpose_a"] else a.shape[-2:][::-1]
     k2, n = b.shape[-2:] if not attrs["transpose_b"] else b.shape[-2:][::-1]
-    require_equal(k, k2, f"inner dimensions differ, {k} and {k2}, in {_product_text(a, b, attrs)}")
+    if k is not k2 and k != k2:
+        message = f"inner dimensions differ, {k} and {k2}, in {_product_text(a, b, attrs)}"
+        require_equal(k, k2, message)
     batch = broadcast_shapes([a.shape[:-2], b.shape[:-2]])
     assert batch is not None
     return (TensorType(a.dtype, (*batch, m, n)),)

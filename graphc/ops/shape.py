@@ -183,7 +183,7 @@ def _infer_broadcast(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     if source is not None:
         axes = _broadcast_axes(attrs, len(source))
         for d, a in zip(source, axes, strict=True):
-            if isinstance(d, int) and d == 1:
+            if d is target[a] or (isinstance(d, int) and d in (1, target[a])):
                 continue
             message = f"cannot broadcast {types[0]} to [{','.join(map(dims.dim_text, target))}]"
             if isinstance(d, Dim) and d is not target[a]:
@@ -349,6 +349,8 @@ def _infer_reshape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     if source is None:
         return (TensorType(types[0].dtype, None if -1 in shape else shape),)
     shape = _resolve(shape, source)
+    if -1 not in attrs["shape"] and dims.product(source) == dims.product(shape):
+        return (TensorType(types[0].dtype, shape),)
     message = f"cannot reshape {types[0]} to [{','.join(map(dims.dim_text, attrs['shape']))}]"
     if -1 in attrs["shape"]:
         rest = dims.product(d for d in attrs["shape"] if d != -1)

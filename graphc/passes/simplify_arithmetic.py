@@ -132,7 +132,6 @@ FAST_MATH_RULES = (
     Rule("divide_constant", div(X, C), _times_reciprocal, FAST_MATH, kinds="f"),
     Rule("add_constants", add(add(X, C), D), _add_constants, FAST_MATH, kinds="f"),
     Rule("multiply_constants", mul(mul(X, C), D), _multiply_constants, FAST_MATH, kinds="f"),
-    Rule("power_two", op("power", X, value(2.0)), op("square", X), FAST_MATH, kinds="f"),
     Rule("power_half", op("power", X, value(0.5)), op("sqrt", X), FAST_MATH, kinds="f"),
     Rule("square_sqrt", op("square", op("sqrt", X)), X, FAST_MATH, kinds="f"),
     Rule("exp_log", op("exp", op("log", X)), X, FAST_MATH, kinds="f"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from graphc.graph import Tensor
@@ -10,7 +12,13 @@ from graphc.types import DType
 
 CONDITION = Var("c")
 ZERO, ONE = value(0.0), value(1.0)
-ALL_BITS = Splat("ones", where=lambda c: bool(c == np.bitwise_not(c.dtype.type(0))))
+
+
+def _has_all_bits(c: Any) -> bool:
+    return c.dtype.kind in "iu" and bool(c == np.bitwise_not(c.dtype.type(0)))
+
+
+ALL_BITS = Splat("ones", where=_has_all_bits)
 
 
 

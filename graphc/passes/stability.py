@@ -183,6 +183,7 @@ OTHERS = (
         STABLE,
     ),
     Rule("variance", sub(X, op("square", Y)), _centred_variance, STABLE),
+    Rule("power_two", op("power", X, value(2.0)), op("square", X), STABLE, kinds="f"),
     Rule("one_minus_erf", sub(ONE, op("erf", X)), op("erfc", X), STABLE),
 )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphc.train.clipping import clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
 from graphc.train.global_step import create_global_step, get_global_step, get_or_create_global_step
+from graphc.train.moving_average import ExponentialMovingAverage
 from graphc.train.optimizer import Optimizer
 from graphc.train.optimizers import (
     SGD,
@@ -60,6 +61,7 @@ __all__ = [
     "AdagradOptimizer",
     "Adam",
     "AdamOptimizer",
+    "ExponentialMovingAverage",
     "GradientDescentOptimizer",
     "Momentum",
     "MomentumOptimizer",

@@ -199,7 +199,8 @@ class Adam(Optimizer):
         self._correction: Tensor | None = None
 
     def create_slots(self, variables: Sequence[Variable]) -> None:
-        if not self._powers:
+        if not self._powers or self._powers[0].graph is not variables[0].graph:
+            self._powers = []
             for beta, label in ((self.beta1, "beta1_power"), (self.beta2, "beta2_power")):
                 power = Variable(constant(beta, float64), name=label, trainable=False)
                 self._powers.append(power)
