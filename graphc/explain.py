@@ -16,7 +16,7 @@ from graphc.fetches import flatten_fetches
 from graphc.graph import Graph, Node, Tensor, get_default_graph, topological
 from graphc.passes.pipeline import Trace
 from graphc.passes.resolve_state import resolve_state
-from graphc.passes.specialise import specialise, unknown_broadcasts
+from graphc.passes.specialise import specialise, substitution, unknown_broadcasts
 from graphc.plan import Plan
 from graphc.plan_text import plan_text
 from graphc.program import Program
@@ -53,8 +53,8 @@ def explain(
 ) -> Explanation:
     """How `fetches` would be compiled when `feeds` are fed (default: all placeholders they need).
 
-    Raises GraphTypeError where the answer depends on what is fed: inputs of unknown rank, and
-    unknown sizes that meet in a broadcast.
+    Unknown sizes that meet in a broadcast are taken as equal (fed with a 1 there, the program has
+    another plan).  Raises GraphTypeError for inputs of unknown rank: the plan depends on the feed.
     """
     flat, _ = flatten_fetches(fetches, graph or _graph_of(fetches))
     tensors = [x for x in flat if isinstance(x, Tensor)]
@@ -65,12 +65,10 @@ def explain(
     program = resolve_state(tuple(dict.fromkeys(tensors)), targets, tuple(feeds))
     if any(t.type.shape is None for t in program.inputs):
         raise GraphTypeError("explain: an input has unknown rank; its plan depends on the feed")
-    if unknown_broadcasts(program):
-        raise GraphTypeError(
-            "explain: sizes that are unknown meet in a broadcast; name them or fix them"
-        )
+    meetings = unknown_broadcasts(program)
+    equal = substitution(meetings, ("equal",) * len(meetings))
     trace = Trace(keep=True)
-    specialised = specialise(program, {})
+    specialised = specialise(program, equal)
     plan, lowered = compiler.plan_cpu(specialised, trace)
     stages = [("program", program), ("specialise", specialised), *trace.programs]
     stages.append(("lowered", lowered))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc import feeds
+from graphc import feeds, flags
 from graphc.errors import (
     FeedError,
     FeedTypeError,
@@ -121,7 +121,7 @@ class Session:
             known = ", ".join(repr(d) for d in COMPILERS)
             raise GraphTypeError(f"Session: device must be one of {known}, not {device!r}")
         self.graph = graph or get_default_graph()
-        self.threads = threads or _cores()
+        self.threads = threads or flags.THREADS.value or _cores()
         self.device = device
         self.nan_guard = bool(nan_guard)
         self.variables = VariableStore(self.graph)

@@ -65,6 +65,8 @@ def _before_reshape(
     shapes = [x.dims for x in sources if x is not None]
     if not shapes or any(s != shapes[0] for s in shapes):
         return None
+    if any(isinstance(v, tuple) for v in node.attrs.values()):
+        return None  # ensure_shape names the shape it is applied at
     moved: list[Tensor] = []
     for t, x in zip(inputs, sources, strict=True):
         if x is not None:

@@ -39,6 +39,8 @@ def push_transposes(m: Match) -> Tensor | None:
     node = m.root.node
     if node.kind != "elementwise" or node.op.stateful:
         return None
+    if any(isinstance(v, tuple) for v in node.attrs.values()):
+        return None  # ensure_shape names the shape it is applied at
     first = next((t.node for t in node.inputs if t.node.op.name == "transpose"), None)
     if first is None:
         return None

@@ -5,10 +5,13 @@ One place verifies, dumps and times between passes.  Imports: every pass, progra
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from graphc import flags
 from graphc.passes.canonicalise import canonicalise
 from graphc.passes.fuse import fuse
 from graphc.passes.layout import cancel_transposes
@@ -16,7 +19,10 @@ from graphc.passes.lower import lower
 from graphc.passes.plan_memory import BlocksOf, plan_memory
 from graphc.passes.simplify import simplify
 from graphc.plan import Plan
+from graphc.plan_text import plan_text
 from graphc.program import Program
+from graphc.text import print_program
+from graphc.verify import verify
 
 GraphPass = Callable[[Program], Program]
 
@@ -51,12 +57,17 @@ def optimize(
     passes: Sequence[tuple[str, GraphPass]] | None = None,
     trace: Trace | None = None,
 ) -> Program:
-    """Run the graph passes."""
+    """Run the graph passes; between them verify and dump as the environment flags say."""
     trace = trace or Trace()
+    dump = _Dump()
+    dump.program("input", program)
     for name, run in GRAPH_PASSES if passes is None else passes:
         started = time.perf_counter()
         program = run(program)
         trace.note(name, started, program)
+        if flags.VERIFY.value:
+            verify(program, after=name)
+        dump.program(name, program)
     return program
 
 
@@ -74,4 +85,28 @@ def build_plan(
     started = time.perf_counter()
     plan = plan_memory(fusion, steps, blocks_of)
     trace.note("plan_memory", started)
+    _Dump().plan(plan)
     return plan, fusion.program
+
+
+_dumps = itertools.count()
+
+
+class _Dump:
+    """Writes what passes through the pipeline to the folder named by GRAPHC_DUMP, if it is set."""
+
+    def __init__(self) -> None:
+        self.folder = flags.DUMP.value
+
+    def program(self, name: str, program: Program) -> None:
+        if self.folder:
+            self._write(f"{name}.gir", print_program(program))
+
+    def plan(self, plan: Plan) -> None:
+        if self.folder:
+            self._write("plan.txt", plan_text(plan))
+
+    def _write(self, name: str, text: str) -> None:
+        folder = Path(self.folder or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{next(_dumps):04d}_{name}").write_text(text)
