@@ -20,7 +20,7 @@ import numpy as np
 
 import graphc as gx
 from graphc.compiler import blocks_of
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.passes.fuse import fuse
 from graphc.passes.lower import lower
 from graphc.passes.pipeline import GRAPH_PASSES

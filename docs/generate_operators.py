@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import graphc
-from graphc.graph import OPS, Op
+from graphc.node import OPS, Op
 from graphc.types import DTYPES, FLOATS, INTEGERS, NUMBERS, DType
 
 PAGE = Path(__file__).with_name("operators.md")

@@ -3,8 +3,8 @@
     import graphc as gx
 
 Declare placeholders and variables, build a graph with NumPy-named functions, differentiate it with
-`gx.gradients`, and run it in a `gx.Session` or as a compiled `gx.function`.  Activations, layers and
-losses are in `gx.nn`, optimizers and checkpoints in `gx.train`, files in `gx.export`.
+`gx.gradients`, and run it in a `gx.Session` or as a compiled `gx.function`.  Activations, layers
+and losses are in `gx.nn`, optimizers and checkpoints in `gx.train`, files in `gx.export`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,8 @@ from graphc.errors import GraphcError
 from graphc.explain import explain
 from graphc.function import Function, function
 from graphc.function_inputs import In, Out
-from graphc.graph import (
-    Graph,
-    GraphKeys,
-    Node,
-    Tensor,
-    get_default_graph,
-    reset_default_graph,
-)
+from graphc.graph import Graph, GraphKeys, get_default_graph, reset_default_graph
+from graphc.node import Node, Tensor
 from graphc.ops import random
 from graphc.ops.arithmetic import (
     abs,
@@ -59,6 +53,10 @@ from graphc.ops.arithmetic import (
     sign,
     subtract,
     where,
+)
+from graphc.ops.check import (
+    assert_true,
+    check_numerics,
 )
 from graphc.ops.create import (
     arange,
@@ -111,7 +109,6 @@ from graphc.ops.logic import (
     bitwise_xor,
     clip,
     clip_by_value,
-    full_like,
     invert,
     isclose,
     isfinite,
@@ -122,9 +119,7 @@ from graphc.ops.logic import (
     logical_not,
     logical_or,
     logical_xor,
-    ones_like,
     right_shift,
-    zeros_like,
 )
 from graphc.ops.math import (
     acos,
@@ -153,9 +148,9 @@ from graphc.ops.math import (
     floor,
     hypot,
     log,
-    log10,
     log1p,
     log2,
+    log10,
     logaddexp,
     pow,
     power,
@@ -171,10 +166,6 @@ from graphc.ops.math import (
     tanh,
     trunc,
 )
-from graphc.ops.check import (
-    assert_true,
-    check_numerics,
-)
 from graphc.ops.reduce import (
     all,
     any,
@@ -187,15 +178,8 @@ from graphc.ops.reduce import (
     sum,
 )
 from graphc.ops.scatter import scatter_add, scatter_update
-from graphc.ops.shape import (
-    broadcast_to,
-    expand_dims,
-    reshape,
-    shape,
-    size,
-    squeeze,
-    transpose,
-)
+from graphc.ops.shape import broadcast_to, expand_dims, reshape, squeeze, transpose
+from graphc.ops.sizes import shape, size
 from graphc.ops.state import (
     Variable,
     assign,

@@ -1,4 +1,4 @@
-"""From a specialised program to native code: the only place that sees passes and back ends together.
+"""From a specialised program to native code: the only place that sees passes and back ends.
 
 Imports: passes.pipeline, backends (the LLVM one when first used: importing graphc must stay cheap).
 """

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from graphc.errors import GradientError, GraphTypeError
-from graphc.graph import Attrs, Tensor, get_default_graph, make
+from graphc.graph import get_default_graph, make
+from graphc.node import Attrs, Tensor
 from graphc.ops.arithmetic import maximum, minimum
 from graphc.ops.define import as_tensor, constant, op
 from graphc.ops.shape import broadcast_like

@@ -21,7 +21,8 @@ from graphc import nn, train
 from graphc.demo_figures import draw_confusion, draw_filters, draw_loss
 from graphc.dims import Sizes, atoms, evaluate
 from graphc.explain import explain
-from graphc.graph import Graph, Node, Tensor
+from graphc.graph import Graph
+from graphc.node import Node, Tensor
 from graphc.ops.arithmetic import astype, equal
 from graphc.ops.reduce import argmax, mean
 from graphc.ops.state import Variable, global_variables, global_variables_initializer, placeholder

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import GradientError
-from graphc.graph import Tensor, describe, get_default_graph
+from graphc.graph import get_default_graph
+from graphc.node import Tensor, describe
 from graphc.ops.define import constant
 from graphc.ops.join import stack
 from graphc.ops.shape import reshape

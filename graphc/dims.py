@@ -15,8 +15,8 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import Union
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Union
 
 from graphc.errors import ShapeError
 
@@ -28,8 +28,8 @@ class Atom:
     """A symbol (`kind == 'symbol'`) or a named function of dimensions; interned."""
 
     __slots__ = ("anonymous", "args", "kind", "name", "serial")
-    _interned: dict[object, Atom] = {}
-    _serial = itertools.count()
+    _interned: ClassVar[dict[object, Atom]] = {}
+    _serial: ClassVar[Iterator[int]] = itertools.count()
 
     kind: str
     name: str
@@ -53,6 +53,9 @@ class Atom:
     def __lt__(self, other: Atom) -> bool:
         return self.serial < other.serial
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Atom.of, (self.kind, self.args, self.name)
+
     def __repr__(self) -> str:
         if self.kind == "symbol":
             return self.name
@@ -66,7 +69,7 @@ class Dim:
     """A symbolic size: an interned polynomial over atoms.  Arithmetic gives a Dim or an int."""
 
     __slots__ = ("__weakref__", "_hash", "terms")
-    _interned: dict[tuple[tuple[Monomial, int], ...], Dim] = {}
+    _interned: ClassVar[dict[tuple[tuple[Monomial, int], ...], Dim]] = {}
 
     terms: tuple[tuple[Monomial, int], ...]
     _hash: int
@@ -99,10 +102,8 @@ class Dim:
     def __repr__(self) -> str:
         return dim_text(self)
 
-    def __reduce__(self) -> object:
-        from graphc.dims import parse_dim
-
-        return parse_dim, (dim_text(self),)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.terms,)
 
 
 def _make(terms: dict[Monomial, int]) -> DimLike:
@@ -123,6 +124,10 @@ def _make(terms: dict[Monomial, int]) -> DimLike:
                 found._hash = hash(key)
                 Dim._interned[key] = found
     return found
+
+
+def _restored(terms: tuple[tuple[Monomial, int], ...]) -> DimLike:
+    return _make(dict(terms))
 
 
 def _term_key(item: tuple[Monomial, int]) -> tuple[int, tuple[int, ...]]:
@@ -424,7 +429,7 @@ def _substitute_atom(atom: Atom, known: Mapping[Atom, DimLike]) -> DimLike:
 
 
 def dim_text(d: DimLike) -> str:
-    """d as text that `parse_dim` reads back: `2*batch+1`, `floordiv(n, 2)`."""
+    """d as text, as the graph's text form has it: `2*batch+1`, `floordiv(n, 2)`."""
     if isinstance(d, int):
         return str(d)
     parts: list[str] = []
@@ -438,75 +443,6 @@ def dim_text(d: DimLike) -> str:
         text = "*".join(factors)
         parts.append(text if not parts or text.startswith("-") else "+" + text)
     return "".join(parts)
-
-
-def parse_dim(text: str) -> DimLike:
-    """The dimension that `dim_text` wrote; raises ShapeError on anything else."""
-    parser = _Parser(text)
-    result = parser.sum()
-    parser.expect("")
-    return result
-
-
-class _Parser:
-    """Recursive descent over sums of products; nesting is bounded to keep hostile text harmless."""
-
-    def __init__(self, text: str) -> None:
-        import re
-
-        self.text = text
-        self.tokens = re.findall(r"[A-Za-z_.?/][\w.?/]*|\d+|\S", text)
-        self.at = 0
-        self.depth = 0
-
-    def peek(self) -> str:
-        return self.tokens[self.at] if self.at < len(self.tokens) else ""
-
-    def take(self) -> str:
-        token = self.peek()
-        self.at += 1
-        return token
-
-    def expect(self, token: str) -> None:
-        if self.take() != token:
-            raise ShapeError(f"not a dimension: {self.text!r}")
-
-    def sum(self) -> DimLike:
-        self.depth += 1
-        if self.depth > 50:
-            raise ShapeError(f"dimension nested too deeply: {self.text[:60]!r}")
-        result: DimLike = 0
-        sign = 1
-        if self.peek() in "+-" and self.peek():
-            sign = -1 if self.take() == "-" else 1
-        result = mul(sign, self.product())
-        while self.peek() and self.peek() in "+-":
-            sign = -1 if self.take() == "-" else 1
-            result = add(result, mul(sign, self.product()))
-        self.depth -= 1
-        return result
-
-    def product(self) -> DimLike:
-        result = self.factor()
-        while self.peek() == "*":
-            self.take()
-            result = mul(result, self.factor())
-        return result
-
-    def factor(self) -> DimLike:
-        token = self.take()
-        if token.isdigit():
-            return int(token)
-        if self.peek() == "(" and token in _BUILD:
-            self.take()
-            a = self.sum()
-            self.expect(",")
-            b = self.sum()
-            self.expect(")")
-            return _BUILD[token](a, b)
-        if token and (token[0].isalpha() or token[0] in "_.?/"):
-            return symbol(token)
-        raise ShapeError(f"not a dimension: {self.text!r}")
 
 
 def static_product(dims: Iterable[DimLike]) -> int | None:

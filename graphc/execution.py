@@ -20,8 +20,8 @@ from graphc.backends.reference import ReferenceExecutable
 from graphc.compiler import compile_cpu
 from graphc.dims import Sizes
 from graphc.errors import FeedError, GraphTypeError, NonFiniteError, ShapeError
-from graphc.graph import Node, Tensor
 from graphc.host_calls import compile_parts, has_host_calls
+from graphc.node import Node, Tensor
 from graphc.passes.specialise import (
     Meeting,
     bind_ranks,

@@ -13,7 +13,8 @@ from graphc import compiler
 from graphc.dims import Sizes
 from graphc.errors import GraphTypeError
 from graphc.fetches import flatten_fetches
-from graphc.graph import Graph, Node, Tensor, get_default_graph, topological
+from graphc.graph import Graph, get_default_graph
+from graphc.node import Node, Tensor, topological
 from graphc.passes.pipeline import Trace
 from graphc.passes.resolve_state import resolve_state
 from graphc.passes.specialise import specialise, substitution, unknown_broadcasts

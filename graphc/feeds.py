@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
+from graphc.constraints import Constraint
 from graphc.dims import Atom, Dim
 from graphc.errors import FeedError, FeedTypeError, ShapeError
-from graphc.graph import Constraint, Node, Tensor
 from graphc.location import Location
+from graphc.node import Node, Tensor
 from graphc.types import DType
 
 Array = np.ndarray[Any, Any]

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from graphc.errors import FetchError, FetchTypeError, GraphError
-from graphc.graph import Graph, Node, Tensor
+from graphc.graph import Graph
+from graphc.node import Node, Tensor
 
 Fetch = Tensor | Node
 Rebuild = Callable[[list[Any]], Any]

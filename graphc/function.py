@@ -17,7 +17,8 @@ from graphc.errors import FeedError, GraphTypeError, UnusedInputError
 from graphc.execution import Entry
 from graphc.fetches import Rebuild, flatten_fetches
 from graphc.function_inputs import In, Out, Parameters, is_fed_by
-from graphc.graph import Graph, Node, Tensor, get_default_graph, topological
+from graphc.graph import Graph, get_default_graph
+from graphc.node import Node, Tensor, topological
 from graphc.ops.define import as_tensor
 from graphc.ops.state import Variable
 from graphc.passes.resolve_state import resolve_state

@@ -13,7 +13,7 @@ import numpy as np
 from graphc import dims, feeds
 from graphc.dims import Atom, DimLike
 from graphc.errors import FeedTypeError, GraphTypeError
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.program import Program, map_dims
 
 __all__ = ["In", "Out", "Parameters", "is_fed_by"]

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from graphc.backends.base import Executable
+from graphc.builder import Builder, making_nodes_in
 from graphc.dims import Sizes
 from graphc.errors import RunError
-from graphc.graph import Builder, Node, Tensor, making_nodes_in
+from graphc.node import Node, Tensor
 from graphc.ops.host import host_op
 from graphc.ops.state import placeholder_op
 from graphc.program import Program, evaluate_attrs, keep

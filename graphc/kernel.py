@@ -1,7 +1,7 @@
 """The kernel IR: what fusion and lowering produce and every backend prints as machine code.
 
-A kernel is a loop nest (`LoopKernel`) or a `Contraction`, a matrix product over affine operand maps.
-Both address memory by `Access`: guarded affine index maps with symbolic strides, so one kernel
+A kernel is a loop nest (`LoopKernel`) or a `Contraction`, a matrix product over affine operand
+maps.  Both address memory by `Access`: guarded affine index maps with symbolic strides, so one kernel
 serves every size.  Both compute with `Expr`, a typed scalar DAG over primitive scalar operations
 (`SCALAR_OPS`).  ABI: `void kernel(ptr args, ptr sizes, i64 block0, i64 block1)`: blocks, never
 threads; `blocks(kernel)` says how many there are.  Imports: types, dims.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass, fields
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 
 from graphc.dims import Dim, DimLike, ceildiv, product
 from graphc.types import DType
@@ -72,8 +72,8 @@ class Expr:
     """
 
     __slots__ = ("__weakref__", "args", "dtype", "op", "value")
-    _interned: weakref.WeakValueDictionary[Any, Expr] = weakref.WeakValueDictionary()
-    _lock = threading.Lock()
+    _interned: ClassVar[weakref.WeakValueDictionary[Any, Expr]] = weakref.WeakValueDictionary()
+    _lock: ClassVar[threading.Lock] = threading.Lock()
 
     op: str
     args: tuple[Expr, ...]
@@ -169,7 +169,8 @@ SCALAR_OPS: dict[str, tuple[int, str]] = {
     "shr": (2, "same"),  # arithmetic for signed, logical for unsigned
     "mulhi": (2, "same"),  # high half of the u32 x u32 product
     "select": (3, "same"),  # (bool, a, b)
-    "cast": (1, "cast"),  # C rules; float to int truncates and saturates, NaN gives 0; to bool: != 0
+    # C rules; float to int truncates and saturates, NaN gives 0; to bool: != 0
+    "cast": (1, "cast"),
     "bitcast": (1, "cast"),  # same width
     # float only
     "floor": (1, "same"),
@@ -243,7 +244,9 @@ class Store:
 class Stage:
     """A loop over `red` axes that updates accumulators and performs stores in each iteration.
 
-    `red = ()` is straight-line code.  Later stages may use the accumulators of earlier ones.
+    `red = ()` is straight-line code.  Later stages may use the accumulators of earlier ones.  In
+    each iteration every expression is evaluated before the first store, so an output may take over
+    the memory of an input that is read at the same place.
     """
 
     red: tuple[int, ...]

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from graphc.backends.reference import evaluate
+from graphc.builder import Builder, making_nodes_in
 from graphc.dims import Sizes
 from graphc.errors import NonFiniteError, RunError
-from graphc.graph import Builder, Node, Tensor, making_nodes_in
+from graphc.node import Node, Tensor
 from graphc.ops.check import check_finite
 from graphc.program import Program
 

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
+from graphc.builder import infer_node
 from graphc.dims import Dim, DimLike
 from graphc.errors import GraphcError, GraphError
-from graphc.graph import OPS, Graph, Node, Op, Tensor, infer_node
+from graphc.graph import Graph
+from graphc.node import OPS, Node, Op, Tensor
 from graphc.parse_values import (
     STRING,
     Cursor,

@@ -15,8 +15,8 @@ import numpy as np
 
 from graphc import dims
 from graphc.dims import Dim, DimLike
-from graphc.graph import ConstantValue
 from graphc.location import UNKNOWN, Location
+from graphc.node import ConstantValue
 from graphc.types import DTYPES, DType, Shape, TensorType
 
 Array = np.ndarray[Any, Any]

@@ -26,9 +26,8 @@ def plan_text(plan: Plan, sizes: Sizes | None = None) -> str:
     for b in plan.buffers:
         size = str(evaluate(b.bytes, sizes)) if sizes is not None else dim_text(b.bytes)
         shared = f"  in place of {b.in_place_of}" if b.in_place_of else ""
-        lines.append(
-            f"  slot {b.slot:<3d} steps {b.first:4d}..{b.last:<4d} {size:>16} bytes  {b.name}{shared}"
-        )
+        where = f"slot {b.slot:<3d} steps {b.first:4d}..{b.last:<4d}"
+        lines.append(f"  {where} {size:>16} bytes  {b.name}{shared}")
     lines.append(f"peak: {plan.peak_formula()} bytes")
     if sizes is not None:
         lines.append(f"peak with these sizes: {plan.arena_bytes(sizes)} bytes")

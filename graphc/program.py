@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graphc import dims
+from graphc.builder import Builder, making_nodes_in
+from graphc.constraints import Constraint
 from graphc.dims import Atom, Dim, DimLike
-from graphc.graph import Builder, Constraint, Node, Tensor, making_nodes_in, topological
 from graphc.location import Location
+from graphc.node import Node, Tensor, topological
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ def rewrite(program: Program, rule: Rebuild, builder: Builder | None = None) -> 
 
 def keep(node: Node, inputs: Sequence[Tensor], builder: Builder) -> tuple[Tensor, ...]:
     """The node itself if nothing changed, else its application to the new inputs."""
-    if node.op.stateful or not node.inputs:
-        if len(inputs) == len(node.inputs) and _same(inputs, node.inputs):
-            return node.outputs
+    kept = node.op.stateful or not node.inputs
+    if kept and len(inputs) == len(node.inputs) and _same(inputs, node.inputs):
+        return node.outputs
     return builder.make(node.op, inputs, dict(node.attrs), node.name).outputs
 
 

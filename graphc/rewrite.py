@@ -17,7 +17,8 @@ from typing import Any, Union
 
 import numpy as np
 
-from graphc.graph import OPS, Builder, ConstantValue, Node, Tensor
+from graphc.builder import Builder
+from graphc.node import OPS, ConstantValue, Node, Tensor
 from graphc.program import Program, keep, rewrite
 from graphc.types import DType, Shape, TensorType
 
@@ -146,7 +147,7 @@ class Match:
         built = {
             i: self.build(a, like) for i, a in enumerate(pattern.args) if not isinstance(a, Splat)
         }
-        typed = next((built[i].type for i in reversed(sorted(built))), like)
+        typed = next((built[i].type for i in sorted(built, reverse=True)), like)
         return [
             built[i] if i in built else self.build(a, typed) for i, a in enumerate(pattern.args)
         ]
@@ -207,6 +208,9 @@ def uniform_element(array: np.ndarray[Any, Any]) -> Any:
 
 # ---- applying tables ---------------------------------------------------------------------------
 
+SHARED = ("constant", "sizes", "iota")
+"""Leaves that are equal where their attributes are; other leaves are equal only to themselves."""
+
 Step = Callable[[Match], "Tensor | None"]
 """A rewrite that is no rule of a table, tried at every node before the rules."""
 
@@ -249,9 +253,7 @@ class Rewriter:
                 return made
         return None
 
-    def _apply(
-        self, rule: Rule, t: Tensor, consumers: Sequence[Node], depth: int
-    ) -> Tensor | None:
+    def _apply(self, rule: Rule, t: Tensor, consumers: Sequence[Node], depth: int) -> Tensor | None:
         if t.dtype.kind not in rule.kinds:
             return None
         match = Match(self, t, consumers, depth)
@@ -276,7 +278,10 @@ def apply_rules(program: Program, rules: Iterable[Rule], steps: Sequence[Step] =
     consumers = consumers_of(program)
 
     def rebuild(node: Node, inputs: list[Tensor]) -> Sequence[Tensor] | None:
-        outputs = keep(node, inputs, builder)
+        if node.op.name in SHARED:
+            outputs = builder.make(node.op, (), dict(node.attrs), node.name).outputs
+        else:
+            outputs = keep(node, inputs, builder)
         if len(outputs) != 1:
             return outputs
         return (rewriter.simplest(outputs[0], consumers.get(node.id, ())),)

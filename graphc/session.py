@@ -26,15 +26,8 @@ from graphc.errors import (
 )
 from graphc.execution import COMPILERS, Entry, RunOptions
 from graphc.fetches import Fetch, Rebuild, flatten_fetches
-from graphc.graph import (
-    DEFAULT_SESSION,
-    Graph,
-    GraphKeys,
-    Node,
-    Tensor,
-    get_default_graph,
-    topological,
-)
+from graphc.graph import Graph, GraphKeys, get_default_graph
+from graphc.node import DEFAULT_SESSION, Node, Tensor, topological
 from graphc.ops.state import Variable
 from graphc.passes.resolve_state import resolve_state
 from graphc.variable_store import VariableStore

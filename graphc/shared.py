@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from graphc.graph import Graph, Tensor, topological
+from graphc.graph import Graph
+from graphc.node import Tensor, topological
 from graphc.ops.state import Variable, graph_of
 from graphc.session import Session, get_default_session
 

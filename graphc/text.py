@@ -25,8 +25,9 @@ import numpy as np
 
 from graphc.dims import Atom, Dim, DimLike
 from graphc.errors import GraphError
-from graphc.graph import ConstantValue, Graph, Node, Tensor, topological
+from graphc.graph import Graph
 from graphc.location import Location
+from graphc.node import ConstantValue, Node, Tensor, topological
 from graphc.parse import DECLARED, parse_graph, parse_program
 from graphc.parse_values import from_items
 from graphc.program import Program

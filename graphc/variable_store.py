@@ -18,7 +18,8 @@ import numpy as np
 from graphc.dims import Sizes
 from graphc.errors import RunError, SessionClosedError, UninitializedError
 from graphc.execution import Compiled
-from graphc.graph import Graph, Tensor
+from graphc.graph import Graph
+from graphc.node import Tensor
 
 Array = np.ndarray[Any, Any]
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
+from graphc.builder import infer_node
 from graphc.dims import DimLike
 from graphc.errors import GraphcError, VerifyError
-from graphc.graph import OPS, Graph, Node, Tensor, infer_node
+from graphc.graph import Graph
+from graphc.node import OPS, Node, Tensor
 from graphc.parse import new_sizes
 from graphc.program import Program
 from graphc.text import Printer

@@ -16,7 +16,7 @@ from operator_loops import run_loops
 
 import graphc as gx
 from graphc.errors import GraphTypeError, ShapeError
-from graphc.graph import OPS, Node, Op, Tensor
+from graphc.node import OPS, Node, Op, Tensor
 from graphc.ops.define import Sample, Samples
 from graphc.types import DType, TensorType, as_dtype, bool_, float64
 

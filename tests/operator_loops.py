@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from graphc.backends.interpret import interpret_loop_kernel
-from graphc.graph import Builder, Node, making_nodes_in
+from graphc.builder import Builder, making_nodes_in
+from graphc.node import Node
 from graphc.kernel import Access, Expr, LoopKernel, Stage, Store, Term
 from graphc.nest import Nest, contiguous
 from graphc.ops.define import ScalarBuilder

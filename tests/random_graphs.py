@@ -14,7 +14,8 @@ import numpy as np
 
 import graphc as gx
 from graphc.errors import ShapeError
-from graphc.graph import Graph, Tensor
+from graphc.graph import Graph
+from graphc.node import Tensor
 from graphc.ops import activation
 from graphc.ops.index import getitem
 from graphc.ops.join import concat, pad
@@ -101,7 +102,7 @@ class _Maker:
         x, shape = self.pick()
         forms: list[Callable[[Tensor], Tensor]] = [
             lambda x: x * 1 + 0,
-            lambda x: -(-x) / 2,
+            lambda x: gx.negative(gx.negative(x)) / 2,
             lambda x: gx.log(1 + gx.exp(x)),
             lambda x: 1 - activation.sigmoid(x),
             lambda x: gx.exp(x * 0.1) - 1,
@@ -184,9 +185,9 @@ class _Maker:
 
     def gradient(self) -> None:
         y, _ = self.pick()
-        leaves = [t for t in (*self.made.feeds, *self.made.variables)]
+        leaves = [*self.made.feeds, *self.made.variables]
         x = leaves[int(self.rng.integers(len(leaves)))]
-        shape = dict((id(t), s) for t, s in self.pool)[id(x)]
+        shape = {id(t): s for t, s in self.pool}[id(x)]
         (g,) = gx.gradients(gx.sum(y), [x])
         if g is not None:
             self.pool.append((gx.tanh(g), shape))
@@ -195,7 +196,7 @@ class _Maker:
         if not self.made.variables:
             raise Unfit
         v = self.made.variables[int(self.rng.integers(len(self.made.variables)))]
-        shape = dict((id(t), s) for t, s in self.pool)[id(v)]
+        shape = {id(t): s for t, s in self.pool}[id(v)]
         value, _ = self.pick(lambda s: s == shape)
         update = v.assign_sub if self.rng.random() < 0.5 else v.assign
         self.made.updates.append(update(value * 0.1))

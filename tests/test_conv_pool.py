@@ -13,7 +13,7 @@ import graphc as gx
 from graphc import dims
 from graphc.contraction_maps import ContractionMaps, matmul_maps
 from graphc.errors import ShapeError
-from graphc.graph import OPS
+from graphc.node import OPS
 from graphc.nest import Index
 from graphc.ops import convolution, pooling
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import graphc as gx
-from graphc.graph import OPS
+from graphc.node import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import graphc as gx
 from graphc import flags
-from graphc.errors import GraphcError
+from graphc.errors import GraphcError, VerifyError
 from graphc.flags import FLAGS, Flag
+from graphc.passes import pipeline
+from graphc.program import Program
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,7 +70,7 @@ def test_the_table_holds_every_flag() -> None:
 def _flags_read() -> set[str]:
     """Names `N` of `flags.N` in graphc."""
     sources = [p.read_text(encoding="utf-8") for p in (ROOT / "graphc").rglob("*.py")]
-    nodes = [n for s in sources if "import flags" in s for n in ast.walk(ast.parse(s))]
+    nodes = [n for s in sources if "flags." in s for n in ast.walk(ast.parse(s))]
     attributes = [n for n in nodes if isinstance(n, ast.Attribute)]
     return {n.attr for n in attributes if isinstance(n.value, ast.Name) and n.value.id == "flags"}
 
@@ -87,3 +92,33 @@ def test_only_flags_reads_the_environment() -> None:
 def test_every_flag_is_documented(flag: Flag[Any]) -> None:
     text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
     assert f"| `{flag.name}` |" in text
+
+
+def _run_something() -> None:
+    with gx.Graph().as_default(), gx.Session() as session:
+        x = gx.placeholder("f32", (None, 3), name="x")
+        session.run(gx.sum(x * 2 + 1), {x: np.ones((2, 3))})
+
+
+def test_threads_are_taken_from_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHC_THREADS", "3")
+    assert gx.Session().threads == 3
+    assert gx.Session(threads=1).threads == 1
+
+
+def test_dump_writes_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHC_DUMP", str(tmp_path))
+    _run_something()
+    texts = [p.read_text(encoding="utf-8") for p in sorted(tmp_path.iterdir())]
+    assert "placeholder()" in texts[0]
+    assert texts[-1].startswith("plan: ")
+
+
+def test_verify_names_the_pass_that_broke_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_program(program: Program) -> Program:
+        return replace(program, inputs=())  # the placeholder is used but is no input any more
+
+    monkeypatch.setattr(pipeline, "GRAPH_PASSES", [("break_program", break_program)])
+    monkeypatch.setenv("GRAPHC_VERIFY", "1")
+    with pytest.raises(VerifyError, match="after pass break_program"):
+        _run_something()

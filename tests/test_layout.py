@@ -20,10 +20,10 @@ compiler execution nan_guard variable_store feeds fetches session function funct
     explain derivatives custom host_calls
 passes backends
 ops
-graph program rewrite text parse parse_values verify kernel nest
-    plan plan_text contraction_maps
+node builder graph program rewrite text parse parse_values verify
+    kernel nest plan plan_text contraction_maps
 types tensor_file
-dims location
+dims constraints location
 errors flags version statistics files
 """
 """What stands below `graphc.`, highest layer first; an indented line continues the one before.
@@ -38,13 +38,13 @@ RANKS = {
     for name in names.split()
 }
 
+GRAPH_FORM = {"graph", "builder", "node", "program", "rewrite", "text", "parse", "verify", "ops"}
+
 SEPARATE = [
     ({"passes"}, {"backends"}),
-    ({"kernel", "nest"}, {"graph", "program", "rewrite", "text", "parse", "verify"}),
+    ({"kernel", "nest"}, GRAPH_FORM - {"ops"}),
 ]
 """Groups that never import each other, whatever their layers."""
-
-GRAPH_FORM = {"graph", "program", "rewrite", "text", "parse", "verify", "ops"}
 
 LIBRARIES = {
     "llvmlite": ("graphc.backends.llvm",),

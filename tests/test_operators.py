@@ -19,7 +19,7 @@ from operator_checks import (
 )
 
 import graphc as gx
-from graphc.graph import OPS, Op
+from graphc.node import OPS, Op
 from graphc.ops.check import assert_true
 from graphc.ops.define import NOT_DIFFERENTIABLE, elementwise
 from graphc.ops.state import ensure_shape

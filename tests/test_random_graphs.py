@@ -5,7 +5,7 @@ A failure names its seed: `random_graph(seed)` makes the same graph again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +14,20 @@ import pytest
 
 import graphc as gx
 from graphc import feeds
-from graphc.backends.reference import ReferenceExecutable, interpret
+from graphc.backends.reference import interpret
 from graphc.compiler import plan_cpu
-from graphc.execution import Entry
+from graphc.kernel import Contraction
 from graphc.passes import fuse
 from graphc.passes.pipeline import GRAPH_PASSES, optimize
 from graphc.passes.resolve_state import resolve_state
-from graphc.passes.specialise import bind_ranks, specialise, substitution
-from graphc.passes.specialise import broadcast_outcomes, unknown_broadcasts
-from graphc.plan import BufferUse
+from graphc.passes.specialise import (
+    bind_ranks,
+    broadcast_outcomes,
+    specialise,
+    substitution,
+    unknown_broadcasts,
+)
+from graphc.plan import BufferUse, Plan
 from graphc.program import Program
 from graphc.text import parse_program, store_program
 from graphc.verify import verify
@@ -31,6 +36,9 @@ from tests.random_graphs import RandomGraph, random_graph
 Array = np.ndarray[Any, Any]
 
 SEEDS = range(40)
+REGRESSIONS = (1234, 1245)
+"""1234: an operand of a product that its epilogue reads; 1245: ensure_shape below a reshape."""
+
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
 
 
@@ -74,6 +82,12 @@ def test_back_ends_agree(seed: int) -> None:
     assert_same(one, wanted, f"seed {seed}, cpu")
     for a, b in zip(run(made, "cpu", threads=2), one, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=f"seed {seed}: 2 threads, other bits")
+
+
+@pytest.mark.parametrize("seed", REGRESSIONS)
+def test_graphs_that_failed_once(seed: int) -> None:
+    made = random_graph(seed, 30)
+    assert_same(run(made, "cpu"), run(made, "reference"), f"seed {seed}")
 
 
 @pytest.mark.parametrize("seed", SEEDS[:12])
@@ -131,6 +145,24 @@ def test_buffers_alive_together_do_not_overlap(seed: int) -> None:
     program, _, _ = specialised(random_graph(seed, 25))
     plan, _ = plan_cpu(program)
     assert overlaps(plan.buffers) == [], f"seed {seed}"
+
+
+def overwritten_operands(plan: Plan) -> list[str]:
+    """Steps whose product writes memory that it reads an operand from."""
+    found = []
+    for step in plan.steps:
+        written = {step.args[j] for j in step.writes}
+        product = isinstance(plan.kernels[step.kernel], Contraction)
+        if product and written & set(step.args[:2]):
+            found.append(step.label)
+    return found
+
+
+@pytest.mark.parametrize("seed", [*SEEDS[:20], *REGRESSIONS])
+def test_products_do_not_overwrite_their_operands(seed: int) -> None:
+    program, _, _ = specialised(random_graph(seed, 30))
+    plan, _ = plan_cpu(program)
+    assert overwritten_operands(plan) == [], f"seed {seed}"
 
 
 def test_an_overlap_is_caught() -> None:

@@ -15,17 +15,29 @@ import pytest
 
 import graphc as gx
 from graphc.backends.reference import interpret
-from graphc.graph import OPS, Builder, ConstantValue, Tensor, making_nodes_in
+from graphc.builder import Builder, making_nodes_in
+from graphc.node import OPS, ConstantValue, Tensor
 from graphc.ops.math import exp, square
 from graphc.ops.reduce import sum as reduce_sum
 from graphc.ops.shape import broadcast_along, expand_dims, slice_axes
-from graphc.ops.state import placeholder_op
-from graphc.passes.simplify import ALL_RULES, STEPS
+from graphc.passes.simplify import ALL_RULES
 from graphc.passes.simplify_arithmetic import FAST_MATH_RULES
 from graphc.program import Program
-from graphc.rewrite import EXACT, FAST_MATH, STABLE, Apply, Match, Pattern, Rewriter, Rule, Splat
-from graphc.rewrite import Var, X, matches, op, value
-from graphc.types import DTYPES, DType, bool_, float32, float64, int8, int32, uint8
+from graphc.rewrite import (
+    EXACT,
+    FAST_MATH,
+    STABLE,
+    Apply,
+    Pattern,
+    Rewriter,
+    Rule,
+    Splat,
+    Var,
+    X,
+    op,
+    value,
+)
+from graphc.types import DType, bool_, float32, float64, int8, int32, uint8
 
 SHAPE = (6, 8)
 SPECIAL = (0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-30, 3e38, 2.0, 0.5, 100.0)
@@ -40,14 +52,24 @@ EXAMPLES: dict[str, Callable[[Tensor], Tensor]] = {
     "slice_whole": lambda x: _make("slice", x, starts=(0, 0), sizes=SHAPE, steps=(1, 1)),
     "reshape_splat": lambda x: gx.reshape(_splat((2, 3)), (6,)),
     "transpose_splat": lambda x: gx.transpose(_splat((2, 3))),
-    "broadcast_to_splat": lambda x: _make("broadcast_to", _splat((2, 3)), shape=(4, 2, 3), axes=(1, 2)),
+    "broadcast_to_splat": lambda x: _make(
+        "broadcast_to", _splat((2, 3)), shape=(4, 2, 3), axes=(1, 2)
+    ),
     "slice_splat": lambda x: slice_axes(_splat((4, 3)), (1, 0), (2, 3)),
     "reshape_reshape": lambda x: gx.reshape(gx.reshape(x, (48,)), (4, 12)),
-    "transpose_transpose": lambda x: gx.transpose(gx.transpose(gx.reshape(x, (2, 3, 8)), (1, 2, 0)), (0, 2, 1)),
-    "broadcast_broadcast": lambda x: broadcast_along(broadcast_along(x, (6, 2, 8), (0, 2)), (3, 6, 2, 8), (1, 2, 3)),
-    "slice_slice": lambda x: slice_axes(slice_axes(x, (1, 7), (4, 8), (1, -1)), (3, 1), (2, 3), (-2, 2)),
+    "transpose_transpose": lambda x: gx.transpose(
+        gx.transpose(gx.reshape(x, (2, 3, 8)), (1, 2, 0)), (0, 2, 1)
+    ),
+    "broadcast_broadcast": lambda x: broadcast_along(
+        broadcast_along(x, (6, 2, 8), (0, 2)), (3, 6, 2, 8), (1, 2, 3)
+    ),
+    "slice_slice": lambda x: slice_axes(
+        slice_axes(x, (1, 7), (4, 8), (1, -1)), (3, 1), (2, 3), (-2, 2)
+    ),
     "broadcast_expanded": lambda x: broadcast_along(expand_dims(x, 1), (6, 5, 8), (0, 1, 2)),
-    "broadcast_units": lambda x: broadcast_along(_make("reshape", x, shape=(1, 48)), (3, 48), (0, 1)),
+    "broadcast_units": lambda x: broadcast_along(
+        _make("reshape", x, shape=(1, 48)), (3, 48), (0, 1)
+    ),
     "transpose_units": lambda x: gx.transpose(gx.reshape(x, (6, 1, 8)), (1, 0, 2)),
     "matmul_transposed": lambda x: gx.matmul(x, gx.transpose(x)),
     "cast_same": lambda x: _make("cast", x, dtype=x.dtype),
@@ -57,7 +79,14 @@ EXAMPLES: dict[str, Callable[[Tensor], Tensor]] = {
     "variance": lambda x: _mean(square(x)) - square(_mean(x)),
     **{
         f"{name}_transposed": lambda x, name=name: _make(
-            name, gx.transpose(x if name in ("max", "min") else gx.astype(x, "bool" if name in ("any", "all") else "i32")), axes=(0,), keepdims=False
+            name,
+            gx.transpose(
+                x
+                if name in ("max", "min")
+                else gx.astype(x, "bool" if name in ("any", "all") else "i32")
+            ),
+            axes=(0,),
+            keepdims=False,
         )
         for name in ("max", "min", "any", "all", "sum", "prod")
     },

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import graphc as gx
 from graphc import dims
 from graphc.errors import GraphError, ShapeError
-from graphc.graph import OPS, ConstantValue, Node, Op
+from graphc.node import OPS, ConstantValue, Node, Op
 from graphc.ops.define import Sample
 from graphc.parse import parse_graph, parse_program
 from graphc.parse_values import Cursor, Symbols, Values

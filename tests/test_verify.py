@@ -9,7 +9,9 @@ import pytest
 
 import graphc as gx
 from graphc.errors import VerifyError
-from graphc.graph import OPS, Builder, Graph, Node, Tensor
+from graphc.builder import Builder
+from graphc.graph import Graph
+from graphc.node import OPS, Node, Tensor
 from graphc.location import UNKNOWN
 from graphc.passes.resolve_state import resolve_state
 from graphc.program import Program

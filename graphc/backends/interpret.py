@@ -91,21 +91,27 @@ class Cell:
         assert 0 <= at < self.buffers[buf].size, f"buffer {buf} has no element {at}"
         return self.buffers[buf][at]
 
-    def store(self, store: Store) -> None:
+    def store_all(self, stores: Sequence[Store]) -> None:
+        """The stores of one iteration: every value is computed before the first is written."""
         known: dict[int, Scalar] = {}
+        made = [(s, self._target(s, known), self.value(s.expr, known)) for s in stores]
+        for s, at, value in made:
+            if at is None:
+                continue
+            old = self._read(s.access.buf, at)
+            if s.add:
+                how = "or" if old.dtype.kind == "b" else "add"
+                value = apply(how, [old, value], s.expr.dtype)
+            self.buffers[s.access.buf][at] = value
+
+    def _target(self, store: Store, known: dict[int, Scalar]) -> int | None:
         at = self.locate(store.access)
-        if store.index is not None:
-            element = int(self.value(store.index, known))
-            if store.extent is not None and not 0 <= element < self.size(store.extent):
-                at = None
-            at = None if at is None else at + element
-        value = self.value(store.expr, known)
-        if at is None:
-            return
-        old = self._read(store.access.buf, at)
-        if store.add:
-            value = apply("or" if old.dtype.kind == "b" else "add", [old, value], store.expr.dtype)
-        self.buffers[store.access.buf][at] = value
+        if store.index is None or at is None:
+            return at
+        element = int(self.value(store.index, known))
+        if store.extent is not None and not 0 <= element < self.size(store.extent):
+            return None
+        return at + element
 
 
 def _as_i64(value: Scalar) -> int:
@@ -178,8 +184,7 @@ def _run_stage(kernel: LoopKernel, stage: Stage, first: int, cell: Cell) -> None
             else:
                 states[i] = _COMBINE[acc.op](states[i], x, acc.dtype)
                 cell.accs[first + i] = states[i]
-        for store in stage.stores:
-            cell.store(store)
+        cell.store_all(stage.stores)
     cell.index = outer
     for i, acc in enumerate(stage.accs):
         arg = acc.op in ("argmax", "argmin")
@@ -251,8 +256,7 @@ def interpret_contraction(
             total = _multiply_add(x, y, total, kernel.dtype)
         cell.index = dict(enumerate(position))
         cell.accs[0] = total
-        for store in kernel.stores:
-            cell.store(store)
+        cell.store_all(kernel.stores)
 
 
 def _multiply_add(x: Scalar, y: Scalar, total: Scalar, dtype: DType) -> Scalar:

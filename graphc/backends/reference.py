@@ -13,7 +13,7 @@ import numpy as np
 
 from graphc.dims import Sizes
 from graphc.errors import RunError
-from graphc.graph import Node, Tensor
+from graphc.node import Node, Tensor
 from graphc.program import Program, evaluate_attrs, has_dims
 
 Array = np.ndarray[Any, Any]

@@ -10,7 +10,8 @@ import os
 from typing import Any
 
 from graphc.files import write_all, write_atomically
-from graphc.graph import Graph, Node
+from graphc.graph import Graph
+from graphc.node import Node
 
 _SHAPES = {"leaf": "ellipse", "state": "box3d"}
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import GraphError, GraphTypeError
-from graphc.graph import OPS, ConstantValue, Graph, Node, Tensor, as_node, topological
+from graphc.graph import Graph
+from graphc.node import OPS, ConstantValue, Node, Tensor, as_node, topological
 from graphc.ops.state import Variable
 from graphc.parse import insert_node
 

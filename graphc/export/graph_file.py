@@ -26,7 +26,8 @@ import numpy as np
 
 from graphc.errors import CheckpointError, GraphError, GraphTypeError
 from graphc.files import write_atomically
-from graphc.graph import Graph, Tensor, get_default_graph
+from graphc.graph import Graph, get_default_graph
+from graphc.node import Tensor
 from graphc.parse import parse_graph
 from graphc.tensor_file import pack, unpack
 from graphc.text import store_graph

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import GraphTypeError, ShapeError
-from graphc.graph import Tensor, get_default_graph
+from graphc.graph import get_default_graph
+from graphc.node import Tensor
 from graphc.ops import random
 from graphc.ops.create import eye, full
 from graphc.ops.define import constant as constant_tensor

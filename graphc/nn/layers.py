@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from graphc.errors import ShapeError
-from graphc.graph import Tensor, describe, get_default_graph
+from graphc.graph import get_default_graph
 from graphc.nn.initializers import Initializer, glorot_uniform, ones, zeros
 from graphc.nn.normalization import batch_norm, layer_norm
+from graphc.node import Tensor, describe
 from graphc.ops import convolution
 from graphc.ops.define import as_tensor, normalize_axis
 from graphc.ops.linalg import matmul

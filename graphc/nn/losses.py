@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from graphc.errors import GraphTypeError, ShapeError
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.ops.arithmetic import (
     abs,
     add,

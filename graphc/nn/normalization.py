@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from graphc.errors import ShapeError
-from graphc.graph import GraphKeys, Tensor, get_default_graph
+from graphc.graph import GraphKeys, get_default_graph
+from graphc.node import Tensor
 from graphc.ops.arithmetic import where
 from graphc.ops.define import as_tensor, normalize_axes, normalize_axis
 from graphc.ops.math import rsqrt, square

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from graphc.graph import Tensor
 from graphc.kernel import Expr
+from graphc.node import Tensor
 from graphc.ops.arithmetic import abs, greater, less, negative, where
 from graphc.ops.define import Sample, Samples, ScalarBuilder, elementwise
 from graphc.ops.math import SPECIAL, erfc, exp, precise, square, tanh

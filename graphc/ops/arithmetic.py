@@ -5,13 +5,15 @@ Imports: ops.define, types.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from graphc.errors import IntegerDivisionError
-from graphc.graph import Attrs, Tensor, make
+from graphc.graph import make
 from graphc.kernel import Expr
+from graphc.node import Attrs, Tensor
 from graphc.ops.define import (
     NOT_DIFFERENTIABLE,
     Sample,
@@ -25,9 +27,7 @@ from graphc.ops.define import (
 from graphc.types import (
     DTYPES,
     FLOATS,
-    INTEGERS,
     NUMBERS,
-    SIGNED,
     TensorType,
     as_dtype,
 )
@@ -39,7 +39,7 @@ add = elementwise(
     scalar=lambda s, x, y: s.or_(x, y) if x.dtype.is_bool else s.add(x, y),
     reference=np.add,
     vjp=lambda y, g, a, b: [g, g],
-    methods=("add",),
+    operator=True,
     commutative=True,
     onnx="Add",
 )
@@ -52,7 +52,7 @@ subtract = elementwise(
     scalar=lambda s, x, y: s.sub(x, y),
     reference=np.subtract,
     vjp=lambda y, g, a, b: [g, -g],
-    methods=("subtract",),
+    operator=True,
     onnx="Sub",
 )
 
@@ -63,7 +63,7 @@ multiply = elementwise(
     scalar=lambda s, x, y: s.and_(x, y) if x.dtype.is_bool else s.mul(x, y),
     reference=np.multiply,
     vjp=lambda y, g, a, b: [g * b, g * a],
-    methods=("multiply",),
+    operator=True,
     commutative=True,
     onnx="Mul",
 )
@@ -80,7 +80,7 @@ divide = elementwise(
     low=0.5,
     high=3.0,
     edges=(0.0, -0.0, np.inf, -np.inf, np.nan, 1.0),
-    methods=("divide",),
+    operator=True,
     onnx="Div",
 )
 
@@ -116,7 +116,7 @@ floor_divide = elementwise(
     vjp=lambda y, g, a, b: [None, None],
     low=1.0,
     high=9.0,
-    methods=("floor_divide",),
+    operator=True,
     doc="floor(x / y), with Python's signs; an integer division by zero is an error when run.",
 )
 
@@ -129,7 +129,7 @@ remainder = elementwise(
     vjp=lambda y, g, a, b: [g, -g * floor_divide(a, b)],
     low=1.0,
     high=9.0,
-    methods=("remainder",),
+    operator=True,
     onnx="Mod",
     doc="x - y * floor(x / y): the result has the sign of y, as Python's %.",
 )
@@ -154,7 +154,7 @@ negative = elementwise(
     reference=np.negative,
     vjp=lambda y, g, a: [-g],
     edges=(0.0, -0.0, np.inf, np.nan),
-    methods=("negative",),
+    operator=True,
     onnx="Neg",
 )
 
@@ -165,7 +165,7 @@ abs = elementwise(
     reference=np.abs,
     vjp=lambda y, g, a: [g * sign(a)],
     edges=(0.0, -0.0, np.inf, np.nan),
-    methods=("abs",),
+    operator=True,
     onnx="Abs",
     doc="|x|; the gradient at 0 is 0.",
 )
@@ -179,14 +179,13 @@ def _sign_body(s: ScalarBuilder, x: Expr) -> Expr:
     return s.select(s.isnan(x), x, signed) if x.dtype.is_float else signed
 
 
-sign = elementwise(
+sign: Callable[..., Tensor] = elementwise(
     "sign",
     dtypes=NUMBERS,
     scalar=_sign_body,
     reference=np.sign,
     vjp=lambda y, g, a: [None],
     edges=(0.0, -0.0, np.inf, -np.inf, np.nan),
-    methods=("sign",),
     onnx="Sign",
 )
 
@@ -203,7 +202,7 @@ def _comparison(name: str, scalar: str, onnx: str) -> Any:
         reference=getattr(np, name),
         vjp=NOT_DIFFERENTIABLE,
         edges=(0.0, -0.0, np.inf, -np.inf, np.nan),
-        methods=(name,),
+        operator=True,
         onnx=onnx,
     )
 
@@ -251,7 +250,7 @@ minimum = elementwise(
 )
 
 # ---- where -------------------------------------------------------------------------------------
-where = elementwise(
+where: Callable[..., Tensor] = elementwise(
     "where",
     arity=3,
     result="select",
@@ -304,11 +303,11 @@ def astype(x: Any, dtype: Any, name: str | None = None) -> Tensor:
 
     Float to integer truncates and saturates (NaN gives 0); anything to bool is `x != 0`.
     """
-    x = as_tensor(x)
+    tensor = as_tensor(x)
     target = as_dtype(dtype)
-    if x.dtype is target:
-        return x
-    return make(_cast, (x,), {"dtype": target}, name).outputs[0]
+    if tensor.dtype is target:
+        return tensor
+    return make(_cast, (tensor,), {"dtype": target}, name).outputs[0]
 
 
 bind_function(_cast, astype, "astype")

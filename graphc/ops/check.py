@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import AssertionFailedError, NonFiniteError
-from graphc.graph import Tensor, make
+from graphc.graph import make
 from graphc.kernel import Expr
+from graphc.node import Tensor
 from graphc.ops.define import (
     NOT_DIFFERENTIABLE,
     ScalarBuilder,

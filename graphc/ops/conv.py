@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
+from graphc.constraints import require_equal
 from graphc.contraction_maps import AxisNumbers, ContractionMaps, number_axes
 from graphc.dims import DimLike
 from graphc.errors import GraphTypeError, ShapeError
-from graphc.graph import Attrs, Tensor, make, require_equal
+from graphc.graph import make
 from graphc.nest import Index, at
+from graphc.node import Attrs, Tensor
 from graphc.ops.define import Sample, Samples, as_tensors, bind_function, op, promoted
 from graphc.ops.windows import (
     padded_array,

@@ -11,10 +11,11 @@ from typing import Any
 from graphc import dims
 from graphc.dims import DimLike
 from graphc.errors import ShapeError
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.ops.conv import conv_input_grad, conv_primitive
 from graphc.ops.define import as_tensors, promoted
-from graphc.ops.shape import as_dims, reshape
+from graphc.ops.shape import reshape
+from graphc.ops.sizes import as_dims
 from graphc.ops.windows import channels_last, extent, per_axis, resolve_padding
 
 

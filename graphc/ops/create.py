@@ -14,7 +14,8 @@ import numpy as np
 from graphc import dims
 from graphc.dims import DimLike
 from graphc.errors import GraphTypeError, ShapeError
-from graphc.graph import METHODS, Attrs, Tensor, make
+from graphc.graph import make
+from graphc.node import Attrs, Tensor
 from graphc.ops.arithmetic import (
     add,
     astype,
@@ -38,7 +39,8 @@ from graphc.ops.define import (
     op,
 )
 from graphc.ops.reduce import sum as reduce_sum
-from graphc.ops.shape import as_dims, broadcast_like, broadcast_to, expand_dims, reshape, size_value
+from graphc.ops.shape import broadcast_like, broadcast_to, expand_dims, reshape
+from graphc.ops.sizes import as_dims, size_value
 from graphc.types import NUMBERS, TensorType, as_dtype, int64
 
 Types = Sequence[TensorType]
@@ -92,9 +94,11 @@ def ones(shape: Any, dtype: Any = "f32", name: str | None = None) -> Tensor:
 
 
 def full_like(x: Any, value: Any, dtype: Any = None) -> Tensor:
-    """`value` in the shape of x, and its dtype unless `dtype` says otherwise."""
+    """`value`, a number or a tensor that broadcasts, in x's shape and (unless given) dtype."""
     x = as_tensor(x)
-    return broadcast_like(constant(value, x.dtype if dtype is None else as_dtype(dtype)), x)
+    target = x.dtype if dtype is None else as_dtype(dtype)
+    filled = astype(value, target) if isinstance(value, Tensor) else constant(value, target)
+    return broadcast_like(filled, x)
 
 
 def zeros_like(x: Any, dtype: Any = None) -> Tensor:
@@ -243,7 +247,6 @@ def trace(x: Any) -> Tensor:
     return reduce_sum(diagonal(x), axis=-1)
 
 
-METHODS["diagonal"] = diagonal
 
 # ---- one_hot -----------------------------------------------------------------------------------
 

@@ -15,19 +15,9 @@ import numpy as np
 
 from graphc import dims
 from graphc.errors import GraphTypeError, RunError, ShapeError
-from graphc.graph import (
-    METHODS,
-    Attrs,
-    ConstantValue,
-    Graph,
-    Node,
-    Op,
-    Tensor,
-    current_factory,
-    make,
-    register,
-)
+from graphc.graph import Graph, current_factory, make
 from graphc.kernel import SCALAR_OPS, Expr
+from graphc.node import OPERATORS, Attrs, ConstantValue, Node, Op, Tensor, register
 from graphc.types import (
     DTYPES,
     FLOATS,
@@ -143,7 +133,7 @@ def promoted(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
     if is_strict():
         listed = ", ".join(str(t.dtype) for t in tensors)
         raise GraphTypeError(f"{name}: dtypes {listed} differ, and this graph is strict: cast first")
-    return [METHODS["astype"](t, common) for t in tensors]
+    return [OPERATORS["astype"](t, common) for t in tensors]
 
 
 # ---- shapes -----------------------------------------------------------------------------------
@@ -278,11 +268,11 @@ def op(
     )
 
 
-def bind_function(record: Op, function: Callable[..., Any], *methods: str) -> None:
-    """Tell the record which public function makes it, and install it as tensor methods."""
+def bind_function(record: Op, function: Callable[..., Any], *names: str) -> None:
+    """Tell the record which public function makes it; enter it in OPERATORS under `names`."""
     object.__setattr__(record, "function", function)
-    for m in methods:
-        METHODS[m] = function
+    for name in names:
+        OPERATORS[name] = function
 
 
 class ScalarBuilder:
@@ -354,7 +344,7 @@ def floated(x: Tensor) -> Tensor:
     if x.dtype.is_float:
         return x
     wide = x.dtype.bits > 16
-    result: Tensor = METHODS["astype"](x, float64 if wide else float32)
+    result: Tensor = OPERATORS["astype"](x, float64 if wide else float32)
     return result
 
 
@@ -374,7 +364,7 @@ def elementwise(
     high: float = 2.0,
     edges: tuple[float, ...] = (),
     tolerance: float = 1.0,
-    methods: tuple[str, ...] = (),
+    operator: bool = False,
     commutative: bool = False,
     onnx: str = "",
     doc: str = "",
@@ -386,25 +376,19 @@ def elementwise(
     vjp        (y, g, *operands) -> cotangents; un-broadcasting is the differentiator's work
     result     'same' as the operands, 'bool', or 'select' (bool, a, b)
     to_float   integer operands are first cast to float, as NumPy's functions do
+    operator   it stands behind an operator of Python, as `add` does behind `+`
     attrs      further keyword parameters with their defaults
     """
-    defaults = dict(attrs or {})
 
     def ref(attributes: Attrs, *arrays: Any) -> Any:
         with np.errstate(all="ignore"):
             return reference(*arrays, **attributes)
 
     if samples is None:
-        shapes = ((3, 5),) * arity
-        calls = [Sample(shapes)]
-        if arity > 1:
-            calls.append(Sample(((4, 1, 3), *((2, 3),) * (arity - 1))))
-        floats = tuple(d for d in dtypes if d.is_float)
-        grads = tuple(range(arity)) if vjp is not NOT_DIFFERENTIABLE else ()
-        if result == "select":
-            grads = tuple(i for i in grads if i)
-        tested = tuple(d for d in dtypes if not to_float or d.is_float) or floats
-        samples = Samples(tuple(calls), low, high, edges, tested, grads, tolerance)
+        differentiable = vjp is not NOT_DIFFERENTIABLE
+        shapes, grads = _elementwise_calls(arity, result, differentiable)
+        tested = tuple(d for d in dtypes if d.is_float) if to_float else dtypes
+        samples = Samples(shapes, low, high, edges, tested, grads, tolerance)
     record = op(
         name,
         "elementwise",
@@ -418,7 +402,27 @@ def elementwise(
         note=doc,
     )
     object.__setattr__(record, "commutative", commutative)
+    function = _elementwise_function(record, arity, result, to_float, dict(attrs or {}))
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = doc or f"Elementwise {name}; operands broadcast as in NumPy."
+    bind_function(record, function, *([name] if operator else []))
+    return function
 
+
+def _elementwise_calls(
+    arity: int, result: str, differentiable: bool
+) -> tuple[tuple[Sample, ...], tuple[int, ...]]:
+    """What the tests call an elementwise operator on, and for which operands it has gradients."""
+    calls = [Sample(((3, 5),) * arity)]
+    if arity > 1:
+        calls.append(Sample(((4, 1, 3), *((2, 3),) * (arity - 1))))
+    first = 1 if result == "select" else 0
+    return tuple(calls), tuple(range(first, arity)) if differentiable else ()
+
+
+def _elementwise_function(
+    record: Op, arity: int, result: str, to_float: bool, defaults: dict[str, Any]
+) -> Any:
     def function(*operands: Any, name: str | None = None, **kwargs: Any) -> Tensor:
         if len(operands) != arity:
             raise GraphTypeError(
@@ -437,9 +441,6 @@ def elementwise(
             tensors = promoted(record.name, tensors)
         return make(record, tensors, {**defaults, **kwargs}, name).outputs[0]
 
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = doc or f"Elementwise {name}; operands broadcast as in NumPy."
-    bind_function(record, function, *methods)
     return function
 
 

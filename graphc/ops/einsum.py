@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
+from graphc.constraints import require_equal
 from graphc.dims import DimLike
 from graphc.errors import GraphTypeError, ShapeError
-from graphc.graph import METHODS, Tensor, require_equal
+from graphc.node import OPERATORS, Tensor
 from graphc.ops.arithmetic import equal, multiply, where
 from graphc.ops.create import iota
 from graphc.ops.define import as_tensors, normalize_axis, promoted
@@ -55,7 +56,7 @@ def _summed(x: Tensor, labels: Labels, keep: Sequence[str]) -> tuple[Tensor, Lab
 
 def _sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     total = reduce_sum(x, axis=axes)
-    result: Tensor = METHODS["astype"](total, x.dtype)
+    result: Tensor = OPERATORS["astype"](total, x.dtype)
     return result
 
 
@@ -259,6 +260,5 @@ def vdot(a: Any, b: Any) -> Tensor:
     return tensordot(reshape(a, (-1,)), reshape(b, (-1,)), 1)
 
 
-METHODS["dot"] = dot
 
 __all__ = ["dot", "einsum", "inner", "outer", "tensordot", "vdot"]

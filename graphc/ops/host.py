@@ -13,7 +13,8 @@ import numpy as np
 
 from graphc.dims import Dim, DimLike
 from graphc.errors import GraphTypeError, RunError, ShapeError
-from graphc.graph import Attrs, Tensor, make
+from graphc.graph import make
+from graphc.node import Attrs, Tensor
 from graphc.ops.define import as_tensor, op
 from graphc.ops.state import declared_shape
 from graphc.types import TensorType, as_dtype

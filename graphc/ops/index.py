@@ -15,8 +15,9 @@ import numpy as np
 from graphc import dims
 from graphc.dims import Dim, DimLike
 from graphc.errors import GraphTypeError, IndexOutOfRangeError, ShapeError
-from graphc.graph import METHODS, Attrs, Tensor, describe, make
+from graphc.graph import make
 from graphc.nest import Nest, at
+from graphc.node import OPERATORS, Attrs, Tensor, describe
 from graphc.ops.define import (
     Sample,
     Samples,
@@ -29,7 +30,8 @@ from graphc.ops.define import (
 )
 from graphc.ops.indexed import gather_axes, scatter_axes
 from graphc.ops.join import concat
-from graphc.ops.shape import as_dims, reshape, slice_axes, slice_op
+from graphc.ops.shape import reshape, slice_axes, slice_op
+from graphc.ops.sizes import as_dims
 from graphc.types import DTYPES, TensorType
 
 Types = Sequence[TensorType]
@@ -134,7 +136,7 @@ def unslice(
     return _unslice_like(g, x, starts=tuple(starts), sizes=tuple(sizes), steps=tuple(steps))
 
 
-METHODS["unslice"] = unslice
+OPERATORS["unslice"] = unslice
 
 # ---- the range a slice selects -----------------------------------------------------------------
 
@@ -348,7 +350,7 @@ _getitem: Callable[..., Tensor] = deferred(
     ],
 )
 
-METHODS["getitem"] = getitem
+OPERATORS["getitem"] = getitem
 
 # ---- flip, roll --------------------------------------------------------------------------------
 

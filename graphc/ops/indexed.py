@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
+from graphc.constraints import require_equal
 from graphc.dims import DimLike
 from graphc.errors import GraphTypeError, IndexOutOfRangeError, ShapeError
-from graphc.graph import Attrs, Tensor, make, require_equal
+from graphc.graph import make
 from graphc.kernel import Expr
 from graphc.nest import Index, Nest, at
+from graphc.node import Attrs, Tensor
 from graphc.ops.arithmetic import add, astype, multiply
 from graphc.ops.define import (
     NOT_DIFFERENTIABLE,
@@ -31,7 +33,8 @@ from graphc.ops.define import (
     normalize_axis,
     op,
 )
-from graphc.ops.shape import broadcast_to, reshape, size_value
+from graphc.ops.shape import broadcast_to, reshape
+from graphc.ops.sizes import size_value
 from graphc.types import DTYPES, INTEGERS, NUMBERS, Shape, TensorType, int64
 
 Types = Sequence[TensorType]

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
+from graphc.constraints import require_equal
 from graphc.dims import DimLike
 from graphc.errors import GraphTypeError, ShapeError
-from graphc.graph import METHODS, Attrs, Tensor, describe, make, require_equal
+from graphc.graph import make
 from graphc.kernel import Expr
 from graphc.nest import Nest, at
+from graphc.node import Attrs, Tensor, describe
 from graphc.ops.arithmetic import maximum, minimum, multiply, remainder, subtract
 from graphc.ops.create import iota, zeros_like
 from graphc.ops.define import (
@@ -31,14 +33,8 @@ from graphc.ops.define import (
     promoted,
 )
 from graphc.ops.indexed import gather
-from graphc.ops.shape import (
-    as_dims,
-    broadcast_along,
-    expand_dims,
-    reshape,
-    size_value,
-    slice_axes,
-)
+from graphc.ops.shape import broadcast_along, expand_dims, reshape, slice_axes
+from graphc.ops.sizes import as_dims, size_value
 from graphc.types import DTYPES, TensorType
 
 Types = Sequence[TensorType]
@@ -300,7 +296,7 @@ def pad(x: Any, pads: Any, mode: str = "constant", value: float = 0) -> Tensor:
     return result
 
 
-bind_function(_pad_op, pad, "pad")
+bind_function(_pad_op, pad)
 
 
 def _pad_pairs(pads: Any, rank: int) -> tuple[tuple[DimLike, DimLike], ...]:
@@ -389,7 +385,6 @@ def repeat(x: Any, repeats: DimLike, axis: int | None = None) -> Tensor:
     return reshape(repeated, (*shape[:a], dims.mul(shape[a], times), *shape[a + 1 :]))
 
 
-METHODS["repeat"] = repeat
 
 __all__ = [
     "concat",

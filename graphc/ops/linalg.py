@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from graphc.constraints import require_equal
 from graphc.errors import GraphTypeError, ShapeError
-from graphc.graph import Attrs, Tensor, make, require_equal
+from graphc.graph import make
+from graphc.node import Attrs, Tensor
 from graphc.ops.define import (
     Sample,
     Samples,

@@ -9,20 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from graphc.graph import METHODS, Tensor
 from graphc.kernel import Expr
+from graphc.node import Tensor
 from graphc.ops.arithmetic import abs, astype, equal, less_equal, maximum, minimum, where
 from graphc.ops.define import (
     NOT_DIFFERENTIABLE,
     ScalarBuilder,
     as_tensor,
     as_tensors,
-    constant,
     elementwise,
 )
 from graphc.ops.reduce import all as reduce_all
-from graphc.ops.shape import broadcast_like
-from graphc.types import INTEGERS, NUMBERS, as_dtype, bool_
+from graphc.types import INTEGERS, NUMBERS, bool_
 
 _BITS = (*INTEGERS, bool_)
 
@@ -36,7 +34,7 @@ bitwise_and = elementwise(
     vjp=NOT_DIFFERENTIABLE,
     low=-9,
     high=99,
-    methods=("bitwise_and",),
+    operator=True,
     commutative=True,
     onnx="And",
 )
@@ -49,7 +47,7 @@ bitwise_or = elementwise(
     vjp=NOT_DIFFERENTIABLE,
     low=-9,
     high=99,
-    methods=("bitwise_or",),
+    operator=True,
     commutative=True,
     onnx="Or",
 )
@@ -62,7 +60,7 @@ bitwise_xor = elementwise(
     vjp=NOT_DIFFERENTIABLE,
     low=-9,
     high=99,
-    methods=("bitwise_xor",),
+    operator=True,
     commutative=True,
     onnx="Xor",
 )
@@ -74,7 +72,7 @@ invert = elementwise(
     vjp=NOT_DIFFERENTIABLE,
     low=-9,
     high=99,
-    methods=("invert",),
+    operator=True,
     onnx="Not",
     doc="~x: all bits flipped; the negation of a bool.",
 )
@@ -222,28 +220,9 @@ def clip(x: Any, low: Any = None, high: Any = None, name: str | None = None) -> 
     return _clip(x, low, high, name=name)
 
 
-METHODS["clip"] = clip
 clip_by_value = clip
 
 # ---- constants in another tensor's shape -------------------------------------------------------
-
-
-def full_like(x: Any, value: Any, dtype: Any = None) -> Tensor:
-    """`value` (a number or a tensor that broadcasts) in x's shape and, unless given, dtype."""
-    x = as_tensor(x)
-    target = x.dtype if dtype is None else as_dtype(dtype)
-    filled = astype(value, target) if isinstance(value, Tensor) else constant(value, target)
-    return broadcast_like(filled, x)
-
-
-def zeros_like(x: Any, dtype: Any = None) -> Tensor:
-    """Zeros in x's shape and, unless given, dtype."""
-    return full_like(x, 0, dtype)
-
-
-def ones_like(x: Any, dtype: Any = None) -> Tensor:
-    """Ones in x's shape and, unless given, dtype."""
-    return full_like(x, 1, dtype)
 
 
 __all__ = [
@@ -254,7 +233,6 @@ __all__ = [
     "bitwise_xor",
     "clip",
     "clip_by_value",
-    "full_like",
     "invert",
     "isclose",
     "isfinite",
@@ -265,7 +243,5 @@ __all__ = [
     "logical_not",
     "logical_or",
     "logical_xor",
-    "ones_like",
     "right_shift",
-    "zeros_like",
 ]

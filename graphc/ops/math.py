@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import GraphTypeError, RunError
-from graphc.graph import OPS, Tensor, make
+from graphc.graph import make
 from graphc.kernel import Expr
+from graphc.node import OPS, Tensor
 from graphc.ops.arithmetic import equal, greater, where
 from graphc.ops.define import (
     Sample,
@@ -416,7 +417,6 @@ def _rounding(name: str, reference: Callable[..., Any], onnx: str, doc: str) -> 
         low=-9.0,
         high=9.0,
         edges=(*SPECIAL, 0.5, 1.5, -0.5, -1.5, 2.5, 1e20),
-        methods=(name,) if name == "round" else (),
         onnx=onnx,
         doc=doc,
     )

@@ -21,9 +21,10 @@ import numpy as np
 from graphc import dims
 from graphc.dims import DimLike
 from graphc.errors import ShapeError
-from graphc.graph import Attrs, Tensor, make
+from graphc.graph import make
 from graphc.kernel import Expr
 from graphc.nest import Index, Nest, at
+from graphc.node import Attrs, Tensor
 from graphc.ops.define import (
     Sample,
     Samples,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from graphc import dims
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.ops.arithmetic import divide
 from graphc.ops.convolution import spatial_only
 from graphc.ops.create import ones

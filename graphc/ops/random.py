@@ -16,7 +16,8 @@ from __future__ import annotations
 from typing import Any
 
 from graphc.errors import GraphTypeError
-from graphc.graph import Tensor, get_default_graph, make
+from graphc.graph import get_default_graph, make
+from graphc.node import Tensor
 from graphc.ops.arithmetic import add, astype, divide, less, multiply, remainder, subtract, where
 from graphc.ops.define import as_tensor, constant, floated
 from graphc.ops.random_bits import (
@@ -27,7 +28,8 @@ from graphc.ops.random_bits import (
     unit_of_bits,
 )
 from graphc.ops.reduce import argmax
-from graphc.ops.shape import as_dims, expand_dims
+from graphc.ops.shape import expand_dims
+from graphc.ops.sizes import as_dims
 from graphc.ops.state import identity
 from graphc.types import DType, Shape, as_dtype, float32, float64, int32, uint32, uint64
 

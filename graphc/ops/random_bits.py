@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import GraphTypeError
-from graphc.graph import Attrs, Graph, Tensor, get_default_graph, make
+from graphc.graph import Graph, get_default_graph, make
 from graphc.kernel import Expr
 from graphc.nest import contiguous
+from graphc.node import Attrs, Tensor
 from graphc.ops.arithmetic import add, multiply, remainder
 from graphc.ops.create import iota
 from graphc.ops.define import (
@@ -28,7 +29,8 @@ from graphc.ops.define import (
     constant,
     op,
 )
-from graphc.ops.shape import broadcast_along, size_value
+from graphc.ops.shape import broadcast_along
+from graphc.ops.sizes import size_value
 from graphc.ops.state import variable_op
 from graphc.types import DType, Shape, TensorType, float32, float64, int64, uint32, uint64
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import ShapeError
-from graphc.graph import METHODS, Attrs, Tensor, make
+from graphc.graph import make
+from graphc.node import Attrs, Tensor
 from graphc.ops.arithmetic import astype, divide, equal, multiply, where
 from graphc.ops.define import (
     NOT_DIFFERENTIABLE,
@@ -24,7 +25,8 @@ from graphc.ops.define import (
     normalize_axes,
     op,
 )
-from graphc.ops.shape import broadcast_along, reshape, size, sum_to_like
+from graphc.ops.shape import broadcast_along, reshape, sum_to_like
+from graphc.ops.sizes import size
 from graphc.types import DTYPES, NUMBERS, DType, TensorType, bool_, int64, uint64
 
 Types = Sequence[TensorType]
@@ -154,7 +156,7 @@ def _sum_reference(x: Any, axis: Any, keepdims: bool) -> Any:
     return np.sum(x, axis=axis, keepdims=keepdims, dtype=wide)
 
 
-sum = _reduction(
+sum: Callable[..., Tensor] = _reduction(
     "sum",
     reducer="sum",
     reference=_sum_reference,
@@ -320,7 +322,6 @@ def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     return divide(sum(x, axis, keepdims), size(x, axis, x.dtype))
 
 
-METHODS["mean"] = mean
 
 __all__ = [
     "all",

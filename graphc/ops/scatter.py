@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
+from graphc.constraints import require_equal
 from graphc.errors import ShapeError
-from graphc.graph import Attrs, Tensor, make, require_equal
+from graphc.graph import make
 from graphc.nest import Nest, at
+from graphc.node import Attrs, Tensor
 from graphc.ops.arithmetic import add, equal, where
 from graphc.ops.create import iota
 from graphc.ops.define import (

@@ -12,30 +12,23 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
+from graphc.constraints import require_at_least, require_equal, require_multiple
 from graphc.dims import Dim, DimLike
-from graphc.errors import GraphTypeError, ShapeError
-from graphc.graph import (
-    METHODS,
-    Attrs,
-    Tensor,
-    make,
-    require_at_least,
-    require_equal,
-    require_multiple,
-)
+from graphc.errors import ShapeError
+from graphc.graph import make
+from graphc.node import OPERATORS, Attrs, Tensor
 from graphc.ops.define import (
-    NOT_DIFFERENTIABLE,
     Sample,
     Samples,
     as_tensor,
     bind_function,
-    constant,
     deferred,
     normalize_axes,
     normalize_axis,
     op,
 )
-from graphc.types import DTYPES, Shape, TensorType, int64
+from graphc.ops.sizes import as_dims
+from graphc.types import DTYPES, Shape, TensorType
 
 Types = Sequence[TensorType]
 _SHAPE_SAMPLES = Samples((), dtypes=DTYPES)
@@ -43,136 +36,6 @@ _SHAPE_SAMPLES = Samples((), dtypes=DTYPES)
 
 def _samples(*calls: Sample) -> Samples:
     return Samples(calls, dtypes=DTYPES)
-
-
-# ---- sizes as values ---------------------------------------------------------------------------
-
-
-def _infer_sizes(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    values = attrs["dims"]
-    if isinstance(values, tuple):
-        return (TensorType(attrs["dtype"], (len(values),)),)
-    return (TensorType(attrs["dtype"], ()),)
-
-
-sizes_op = op(
-    "sizes",
-    "leaf",
-    infer=_infer_sizes,
-    reference=None,  # the reference back end evaluates the dimensions
-    vjp=NOT_DIFFERENTIABLE,
-    onnx="Shape",
-    note="sizes known when the run starts, as a scalar or a vector",
-)
-
-
-def size_value(d: DimLike | tuple[DimLike, ...], dtype: Any = int64) -> Tensor:
-    """A size (or a tuple of sizes) as a tensor; a constant when it is known."""
-    listed = d if isinstance(d, tuple) else (d,)
-    if not any(isinstance(x, Dim) for x in listed):
-        return constant(np.asarray(d, dtype.numpy))
-    return make(sizes_op, (), {"dims": d, "dtype": dtype}).outputs[0]
-
-
-def _shape_expand(x: Tensor) -> Tensor:
-    return size_value(tuple(x.dims))
-
-
-shape = deferred(
-    "shape",
-    expand=_shape_expand,
-    dtype=lambda types, attrs: int64,
-    reference=lambda attrs, x: np.asarray(x.shape, np.int64),
-    vjp=lambda y, g, x: [None],
-)
-
-
-def _size_expand(x: Tensor, axes: Any = None, dtype: Any = int64) -> Tensor:
-    shape = x.dims
-    return size_value(dims.product(shape[a] for a in normalize_axes(axes, len(shape))), dtype)
-
-
-_size = deferred(
-    "size",
-    expand=_size_expand,
-    dtype=lambda types, attrs: attrs["dtype"],
-    reference=lambda attrs, x: np.asarray(
-        np.prod([x.shape[a] for a in normalize_axes(attrs["axes"], x.ndim)]),
-        attrs["dtype"].numpy,
-    ),
-    vjp=lambda y, g, x: [None],
-)
-
-
-def size(x: Any, axis: Any = None, dtype: Any = int64) -> Tensor:
-    """The number of elements of x, or of its axes `axis`, as a scalar."""
-    axes = tuple(axis) if isinstance(axis, (list, tuple)) else axis
-    return _size(as_tensor(x), axes=axes, dtype=dtype)
-
-
-def dims_of(value: Any) -> tuple[DimLike, ...] | None:
-    """The sizes a tensor built from `shape` and constants stands for; None if it is not one."""
-    t = value
-    if not isinstance(t, Tensor):
-        return None
-    node = t.node
-    if node.op is sizes_op:
-        d = node.attrs["dims"]
-        return d if isinstance(d, tuple) else (d,)
-    if node.op.name == "constant":
-        array = node.attrs["value"].array
-        if array.ndim <= 1 and array.dtype.kind in "iu":
-            return tuple(int(v) for v in array.reshape(-1))
-        return None
-    inputs = [dims_of(i) for i in node.inputs]
-    if any(i is None for i in inputs) or not inputs:
-        return None
-    return _combine_dims(node.op.name, node.attrs, [i for i in inputs if i is not None])
-
-
-def _combine_dims(
-    name: str, attrs: Attrs, inputs: list[tuple[DimLike, ...]]
-) -> tuple[DimLike, ...] | None:
-    if name == "concat":
-        return tuple(d for i in inputs for d in i)
-    if name in ("cast", "reshape", "identity"):
-        return inputs[0]
-    if name == "slice":
-        start, count, step = attrs["starts"][0], attrs["sizes"][0], attrs["steps"][0]
-        if isinstance(start, int) and isinstance(count, int):
-            return tuple(inputs[0][start + k * step] for k in range(count))
-        return None
-    functions = {"add": dims.add, "multiply": dims.mul, "floor_divide": dims.floordiv}
-    if name == "subtract":
-        return tuple(dims.add(a, dims.mul(-1, b)) for a, b in zip(*inputs, strict=False))
-    if name in functions and all(len(i) == 1 for i in inputs):
-        return (functions[name](inputs[0][0], inputs[1][0]),)
-    return None
-
-
-def as_dims(spec: Any, what: str) -> tuple[DimLike, ...]:
-    """Sizes from ints, names, tensors made of `shape`, or a mixture in a list."""
-    found = dims_of(spec)
-    if found is not None:
-        return found
-    if isinstance(spec, Tensor):
-        raise GraphTypeError(f"{what} must follow from shapes and constants, got {spec!r}")
-    if isinstance(spec, (int, np.integer, str, Dim)):
-        spec = (spec,)
-    result: list[DimLike] = []
-    for item in spec:
-        if isinstance(item, str):
-            result.append(dims.symbol(item))
-        elif isinstance(item, Dim):
-            result.append(item)
-        elif isinstance(item, (int, np.integer)):
-            result.append(int(item))
-        else:
-            one = dims_of(item)
-            if one is None or len(one) != 1:
-                raise GraphTypeError(f"{what}: not a size: {item!r}")
-            result.append(one[0])
-    return tuple(result)
 
 
 # ---- broadcast_to ------------------------------------------------------------------------------
@@ -298,7 +161,7 @@ def _expand_sum_to(g: Tensor, x: Tensor) -> Tensor:
         raise ShapeError(f"cannot reduce {g.type} to {x.type}")
     if not axes:
         return g
-    result: Tensor = METHODS["sum"](g, axis=axes)
+    result: Tensor = OPERATORS["sum"](g, axis=axes)
     return reshape(result, x.dims)
 
 
@@ -314,9 +177,9 @@ sum_to_op = op(
 
 def sum_to_like(g: Tensor, x: Tensor) -> Tensor:
     """g summed over the axes along which x was broadcast to g's shape."""
-    if g.type.shape is not None and x.type.shape is not None:
-        if _axes_to_sum(g.type.shape, x.type.shape) is not None:
-            return _expand_sum_to(g, x)
+    shapes = g.type.shape, x.type.shape
+    if shapes[0] is not None and shapes[1] is not None and _axes_to_sum(*shapes) is not None:
+        return _expand_sum_to(g, x)
     return make(sum_to_op, (g, x)).outputs[0]
 
 
@@ -419,18 +282,14 @@ def reshape(x: Any, shape: Any, name: str | None = None) -> Tensor:
     `shape` is a sequence of ints, size names and sizes taken from `gx.shape`, or such a tensor.
     Raises ShapeError when the number of elements differs.
     """
-    x = as_tensor(x)
+    tensor = as_tensor(x)
     target = as_dims(shape, "reshape: shape")
-    if x.type.shape is not None and x.type.shape == target:
-        return x
-    if x.type.shape is not None and -1 in target:
-        # checked by infer on the original form, so that the error names what the user wrote
-        node = make(reshape_op, (x,), {"shape": target}, name)
-        return node.outputs[0]
-    return make(reshape_op, (x,), {"shape": target}, name).outputs[0]
+    if tensor.type.shape == target:
+        return tensor
+    return make(reshape_op, (tensor,), {"shape": target}, name).outputs[0]
 
 
-bind_function(reshape_op, reshape, "reshape")
+bind_function(reshape_op, reshape)
 
 # ---- transpose ---------------------------------------------------------------------------------
 
@@ -525,7 +384,7 @@ def _slice_reference(attrs: Attrs, x: Any) -> Any:
 
 def _slice_vjp(y: Tensor, g: Tensor, x: Tensor) -> list[Tensor]:
     attrs = y.node.attrs
-    place = METHODS["unslice"]
+    place = OPERATORS["unslice"]
     return [place(g, x, attrs["starts"], attrs["sizes"], attrs["steps"])]
 
 
@@ -606,4 +465,3 @@ def squeeze(x: Any, axis: int | Sequence[int] | None = None) -> Tensor:
     return _squeeze_deferred(as_tensor(x), axes=axes)
 
 
-METHODS.update(expand_dims=expand_dims, squeeze=squeeze)

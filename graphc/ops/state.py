@@ -13,20 +13,10 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
+from graphc.constraints import require_equal
 from graphc.errors import GraphError, GraphTypeError, RunError, ShapeError
-from graphc.graph import (
-    METHODS,
-    Attrs,
-    Graph,
-    GraphKeys,
-    Node,
-    Tensor,
-    as_node,
-    describe,
-    get_default_graph,
-    make,
-    require_equal,
-)
+from graphc.graph import Graph, GraphKeys, get_default_graph, make
+from graphc.node import OPERATORS, Attrs, Node, Tensor, as_node, describe
 from graphc.ops.define import (
     NOT_DIFFERENTIABLE,
     as_tensor,
@@ -277,7 +267,7 @@ class Variable(Tensor):
             if not isinstance(value, Tensor):
                 value = constant(value, dtype, name=f"{label}/initial_value")
             elif dtype is not None:
-                value = METHODS["astype"](value, dtype)
+                value = OPERATORS["astype"](value, dtype)
             declared = value.type.shape if shape is None else declared_shape(shape, label)
             if declared is None or any(isinstance(d, dims.Dim) for d in declared):
                 raise ShapeError(f"variable {label!r} needs a known shape, got {value.type}")
@@ -323,9 +313,9 @@ class Variable(Tensor):
 
     def load(self, value: Any, session: Any = None) -> None:
         """Set the variable's value in a session from an array, without running the graph."""
-        from graphc.graph import _session_for
+        from graphc.node import session_for
 
-        _session_for(session, self.graph).set_value(self, value)
+        session_for(session, self.graph).set_value(self, value)
 
     def __repr__(self) -> str:
         return f"<Variable {self.name} {self.type}>"
@@ -360,7 +350,7 @@ def assign_sub(variable: Variable, value: Any, name: str | None = None) -> Tenso
 def _broadcast_value(variable: Variable, value: Any) -> Tensor:
     tensor = value if isinstance(value, Tensor) else constant(value, variable.dtype)
     if tensor.type.shape is not None and tensor.type.shape != variable.type.shape:
-        result: Tensor = METHODS["broadcast_to"](tensor, variable.type.shape)
+        result: Tensor = OPERATORS["broadcast_to"](tensor, variable.type.shape)
         return result
     return tensor
 

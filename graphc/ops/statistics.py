@@ -14,8 +14,9 @@ import numpy as np
 
 from graphc.dims import add as add_dims
 from graphc.errors import GraphTypeError
-from graphc.graph import METHODS, Attrs, Tensor, make
+from graphc.graph import make
 from graphc.nest import Index, Nest, at
+from graphc.node import Attrs, Tensor
 from graphc.ops.arithmetic import abs, astype, divide, equal, maximum, where
 from graphc.ops.define import (
     Sample,
@@ -29,7 +30,8 @@ from graphc.ops.define import (
 from graphc.ops.logic import isfinite
 from graphc.ops.math import exp, log, rsqrt, sqrt, square
 from graphc.ops.reduce import max, mean, min, sum
-from graphc.ops.shape import reshape, size, squeeze
+from graphc.ops.shape import reshape, squeeze
+from graphc.ops.sizes import size
 from graphc.ops.state import stop_gradient
 from graphc.types import NUMBERS, TensorType, int64, uint64
 
@@ -253,7 +255,6 @@ cumprod = _running(
     "Running products along `axis`; see `cumsum`.",
 )
 
-METHODS.update(var=var, std=std)
 
 __all__ = [
     "cumprod",

@@ -13,7 +13,7 @@ import numpy as np
 from graphc import dims
 from graphc.dims import Dim, DimLike
 from graphc.errors import GraphTypeError, ShapeError
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.ops.shape import transpose
 
 Pads = tuple[tuple[DimLike, DimLike], ...]

@@ -4,14 +4,16 @@
     after:   %t: f32[n] = sum(%x') {axes=(1,), keepdims=False}   %s = reshape(%t)
 
 Reductions drop their axes and never reduce axes of size 1; identity, stop_gradient and defaults
-that were not fed vanish; arithmetic on reshaped tensors is done before reshaping.  Keeps: values.  Imports: program, graph, ops.
+that were not fed vanish; arithmetic on reshaped tensors is done before reshaping.  Keeps: values.
+Imports: program, graph, ops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphc.graph import Builder, Node, Tensor
+from graphc.builder import Builder
+from graphc.node import Node, Tensor
 from graphc.ops.create import zeros
 from graphc.ops.shape import broadcast_along, broadcast_op, reshape, reshape_op
 from graphc.program import Program, rewrite
@@ -53,9 +55,7 @@ def _reduction(node: Node, x: Tensor, builder: Builder) -> Tensor:
     return reshape(made, out)
 
 
-def _before_reshape(
-    node: Node, inputs: list[Tensor], builder: Builder
-) -> Sequence[Tensor] | None:
+def _before_reshape(node: Node, inputs: list[Tensor], builder: Builder) -> Sequence[Tensor] | None:
     """f(reshape(x), reshape(y), scalar) -> reshape(f(x, y, scalar)).
 
     A reduction that kept its axes is a reshaped one here; computing before the reshape keeps such

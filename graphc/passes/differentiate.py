@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphc.errors import GradientError
-from graphc.graph import Graph, Node, Tensor, describe, get_default_graph, topological
+from graphc.graph import Graph, get_default_graph
+from graphc.node import Node, Tensor, describe, topological
 from graphc.ops.arithmetic import add, astype, not_equal, where
 from graphc.ops.define import as_tensor, constant
 from graphc.ops.logic import bitwise_and, bitwise_or, invert

@@ -1,7 +1,7 @@
 """Compute what does not depend on feeds or state while compiling.
 
-    before:  %a: f32[2] = constant() {value=(1, 2)}    after:  %b: f32[2] = constant() {value=(2, 4)}
-             %b: f32[2] = add(%a, %a)
+    before:  %a = constant() {value=f32[2](1, 2)}      after:  %b = constant() {value=f32[2](2, 4)}
+             %b = add(%a, %a)
 
 A value is computed by its operator's NumPy meaning.  Nothing grows: a result is folded if it is no
 larger than its operands together, or small.  An operation that fails is left, to fail when run.
@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from graphc.dims import static_product
 from graphc.errors import RunError
-from graphc.graph import OPS, ConstantValue, Node, Tensor
+from graphc.node import OPS, ConstantValue, Node, Tensor
 from graphc.program import Program, has_dims
 from graphc.rewrite import Match, apply_rules
 
@@ -48,9 +49,9 @@ def folded(match: Match) -> Tensor | None:
 
 def _worth_folding(node: Node) -> bool:
     (out,) = node.types
-    if not out.is_static or any(has_dims(v) for v in node.attrs.values()):
+    size = None if out.shape is None else static_product(out.shape)
+    if size is None or any(has_dims(v) for v in node.attrs.values()):
         return False
-    size = int(np.prod(out.shape or (), dtype=np.int64))
     operands = sum(t.node.attrs["value"].array.size for t in node.inputs)
     # a repeated scalar is better known as one: rules look for it, kernels hold it in a register
     return size <= operands or (size <= SMALL and node.op.name != "broadcast_to")

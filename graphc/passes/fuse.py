@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 from graphc import dims
 from graphc.dims import DimLike
-from graphc.graph import OPS, Node, Tensor
 from graphc.nest import Nest, contiguous
+from graphc.node import OPS, Node, Tensor
 from graphc.passes.uniform import Uniforms
 from graphc.passes.views import View, Views, same_strides
 from graphc.program import Program

@@ -10,7 +10,7 @@ fewer transposes than the program had.  Keeps: values.  Imports: rewrite, progra
 
 from __future__ import annotations
 
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.passes.simplify_views import MATRIX_RULES, VIEW_RULES
 from graphc.program import Program
 from graphc.rewrite import Match, apply_rules, splat_value

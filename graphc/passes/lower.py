@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.passes.fuse import Fusion, Group
 from graphc.passes.lower_contraction import lower_contraction
 from graphc.passes.lower_loop import lower_loop

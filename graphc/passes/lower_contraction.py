@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from graphc import dims
 from graphc.contraction_maps import ContractionMaps, matmul_maps
 from graphc.dims import DimLike
-from graphc.graph import Node
 from graphc.kernel import (
     Access,
     Accumulator,
@@ -24,6 +23,7 @@ from graphc.kernel import (
     Term,
 )
 from graphc.nest import Index, contiguous
+from graphc.node import Node
 from graphc.passes.fuse import Fusion, Group
 from graphc.passes.operands import (
     Buffers,
@@ -41,7 +41,8 @@ def maps_of(node: Node) -> ContractionMaps:
     types = [t.type for t in node.inputs]
     out = node.types[0]
     if node.op.name == "matmul":
-        return matmul_maps(*types, out, **node.attrs)
+        a, b = types
+        return matmul_maps(a, b, out, **node.attrs)
     maps: ContractionMaps = node.op.lower(types, out, node.attrs)
     return maps
 

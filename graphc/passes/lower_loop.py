@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from graphc import dims
 from graphc.dims import DimLike
-from graphc.graph import Tensor
 from graphc.kernel import Access, Accumulator, Expr, LoopKernel, Ragged, Stage, Store, Term
 from graphc.nest import contiguous
+from graphc.node import Tensor
 from graphc.passes.fuse import ACC, CHUNK, FULL, REDUCED, Fusion, Group
 from graphc.passes.operands import (
     Buffers,

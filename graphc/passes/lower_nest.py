@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from graphc.graph import Tensor
 from graphc.kernel import Access, Accumulator, Expr, LoopKernel, Stage, Store, Term
 from graphc.nest import Nest, contiguous
+from graphc.node import Tensor
 from graphc.passes.fuse import Fusion, Group
 from graphc.passes.operands import (
     Buffers,

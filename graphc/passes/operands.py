@@ -12,10 +12,10 @@ from typing import Any, Union
 from graphc import dims
 from graphc.dims import DimLike
 from graphc.errors import RunError
-from graphc.graph import Node, Tensor
 from graphc.kernel import Access, Expr, Kernel, Term
 from graphc.location import Location
 from graphc.nest import contiguous
+from graphc.node import Node, Tensor
 from graphc.ops.define import ScalarBuilder
 from graphc.passes.fuse import Fusion, Group
 from graphc.passes.views import View

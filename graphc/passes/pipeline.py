@@ -17,6 +17,7 @@ from graphc.passes.fuse import fuse
 from graphc.passes.layout import cancel_transposes
 from graphc.passes.lower import lower
 from graphc.passes.plan_memory import BlocksOf, plan_memory
+from graphc.passes.schedule import schedule
 from graphc.passes.simplify import simplify
 from graphc.plan import Plan
 from graphc.plan_text import plan_text
@@ -82,6 +83,9 @@ def build_plan(
     started = time.perf_counter()
     steps = lower(fusion)
     trace.note("lower", started)
+    started = time.perf_counter()
+    steps = schedule(fusion, steps)
+    trace.note("schedule", started)
     started = time.perf_counter()
     plan = plan_memory(fusion, steps, blocks_of)
     trace.note("plan_memory", started)

@@ -19,7 +19,6 @@ import numpy as np
 from graphc import dims
 from graphc.dims import Dim, DimLike
 from graphc.errors import RunError
-from graphc.graph import Tensor
 from graphc.kernel import (
     Access,
     Contraction,
@@ -32,6 +31,8 @@ from graphc.kernel import (
     rename_sizes,
     sizes_of,
 )
+from graphc.node import Tensor
+from graphc.passes.estimate import typical
 from graphc.passes.fuse import Fusion
 from graphc.passes.operands import CheckSite, LoweredStep, Value, value_bytes
 from graphc.plan import BufferUse, Check, Plan, Ref, Slot, Step
@@ -40,10 +41,6 @@ from graphc.types import DType
 
 BlocksOf = Callable[[Kernel], DimLike]
 """How many blocks a back end cuts a kernel into."""
-
-_TYPICAL = 64
-"""The size assumed for unknown dimensions when a slot of similar size is looked for."""
-
 
 def plan_memory(fusion: Fusion, steps: Sequence[LoweredStep], blocks_of: BlocksOf) -> Plan:
     """Place every value and tie the steps together."""
@@ -283,13 +280,13 @@ class _FreeSlots:
     def put(self, slot: int, members: dict[DimLike, None], size: DimLike) -> None:
         self.free.add(slot)
         self.by_size.setdefault(size, []).append(slot)
-        largest = max(_typical(m) for m in members)
+        largest = max(typical(m) for m in members)
         self.by_class.setdefault(largest.bit_length(), []).append(slot)
 
     def take(self, size: DimLike) -> int | None:
         found = self._pop(self.by_size.get(size))
         if found is None:
-            near = _typical(size).bit_length()
+            near = typical(size).bit_length()
             for k in (near, near + 1, near - 1):
                 found = self._pop(self.by_class.get(k))
                 if found is not None:
@@ -303,25 +300,6 @@ class _FreeSlots:
                 self.free.discard(slot)
                 return slot
         return None
-
-
-_typical_sizes: dict[DimLike, int] = {}
-
-
-def _typical(size: DimLike) -> int:
-    if isinstance(size, int):
-        return size
-    found = _typical_sizes.get(size)
-    if found is None:
-        sizes = {a: _TYPICAL for a in dims.atoms(size)}
-        try:
-            found = dims.evaluate(size, sizes)
-        except Exception:  # noqa: BLE001  a hint only: sizes that 64 does not divide
-            found = 4096
-        if len(_typical_sizes) > 100_000:
-            _typical_sizes.clear()
-        _typical_sizes[size] = found
-    return found
 
 
 def _waits(rows: Sequence[tuple[LoweredStep, tuple[Ref, ...]]]) -> list[int]:
@@ -371,8 +349,6 @@ def may_share(kernel: Kernel, old: int, new: int) -> bool:
         return False
     if not _covers(kernel, access, kernel.stages[at]):
         return False
-    if _read_after_store(kernel.stages[at].stores, old, new):
-        return False
     for k, stage in enumerate(kernel.stages):
         for load in _loads_of(stage, old):
             if load is None or (load.terms, load.offset) != (access.terms, access.offset):
@@ -389,22 +365,12 @@ def _covers(kernel: LoopKernel, access: Access, stage: Stage) -> bool:
     return all(a in used for a in moving)
 
 
-def _read_after_store(stores: Sequence[Store], old: int, new: int) -> bool:
-    """Whether a store behind the one to `new` reads `old`: by then it would be overwritten."""
-    overwritten = False
-    for store in stores:
-        if overwritten and _expr_loads(store.expr, old, set()):
-            return True
-        overwritten = overwritten or store.access.buf == new
-    return False
-
-
 def _stores_match(stores: Sequence[Store], old: int, new: int, seen: set[int]) -> bool:
     accesses = [s.access for s in stores if s.access.buf == new]
     if len(accesses) != 1 or any(s.access.buf == old for s in stores):
         return False
     (access,) = accesses
-    if any(t.limit is not None for t in access.terms) or _read_after_store(stores, old, new):
+    if any(t.limit is not None for t in access.terms):
         return False
     for s in stores:
         for load in _expr_loads(s.expr, old, seen):

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from graphc import dims
-from graphc.graph import Builder, Node, Tensor, making_nodes_in, topological
+from graphc.builder import Builder, making_nodes_in
+from graphc.node import Node, Tensor, topological
 from graphc.ops.arithmetic import add, subtract
 from graphc.ops.check import assert_op
 from graphc.ops.define import constant

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.rewrite import FAST_MATH, Apply, Match, Pattern, Rule, Splat, X, Y, op, value
 
 ZERO, ONE = value(0.0), value(1.0)
@@ -49,7 +49,8 @@ def _has_exact_reciprocal(c: Any) -> bool:
 
 
 def _times_reciprocal(m: Match) -> Tensor:
-    return m.apply("multiply", m["x"], _like_root(m, 1 / m["c"]))
+    with np.errstate(all="ignore"):
+        return m.apply("multiply", m["x"], _like_root(m, 1 / m["c"]))
 
 
 def _like_root(m: Match, number: Any) -> Tensor:
@@ -64,8 +65,6 @@ def _add_constants(m: Match) -> Tensor:
 def _multiply_constants(m: Match) -> Tensor:
     with np.errstate(all="ignore"):
         return m.apply("multiply", m["x"], _like_root(m, m["c"] * m["d"]))
-
-
 
 
 def _negated_constant(m: Match) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.rewrite import Match, Rule, Splat, Var, X, Y, op, value
 from graphc.types import DType
 
@@ -21,17 +21,13 @@ def _has_all_bits(c: Any) -> bool:
 ALL_BITS = Splat("ones", where=_has_all_bits)
 
 
-
-
 LOGIC_RULES = (
     Rule("where_same", op("where", CONDITION, X, X), X),
     Rule("where_true", op("where", ONE, X, Y), X),
     Rule("where_false", op("where", ZERO, X, Y), Y),
     Rule("where_not", op("where", op("invert", CONDITION), X, Y), op("where", CONDITION, Y, X)),
     Rule("where_condition", op("where", CONDITION, ONE, ZERO), CONDITION, kinds="b"),
-    Rule(
-        "where_inverted", op("where", CONDITION, ZERO, ONE), op("invert", CONDITION), kinds="b"
-    ),
+    Rule("where_inverted", op("where", CONDITION, ZERO, ONE), op("invert", CONDITION), kinds="b"),
     Rule(
         "where_where_same",
         op("where", CONDITION, op("where", CONDITION, X, Y), Var("z")),

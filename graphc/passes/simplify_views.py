@@ -3,7 +3,8 @@
     before:  %a: f32[n,4] = broadcast_to(%s: f32[n]) {axes=(0,)}   %l: f32[n,4] = log(%a)
     after:   %l: f32[n] = log(%s)     %a: f32[n,4] = broadcast_to(%l) {axes=(0,)}
 
-Broadcasts keep no axis of size 1.  All rules hold bit for bit.  Imports: rewrite, dims, kernel, ops.
+Broadcasts keep no axis of size 1.  All rules hold bit for bit.
+Imports: rewrite, dims, graph, kernel, ops, types.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from graphc import dims
-from graphc.graph import Node, Tensor
 from graphc.kernel import Expr
+from graphc.node import Node, Tensor
 from graphc.ops.define import ScalarBuilder
 from graphc.rewrite import Match, Rule, X, Y, op, splat_value
 from graphc.types import DType, Shape
@@ -168,11 +169,9 @@ def _widest(operands: Sequence[Tensor]) -> Tensor | None:
     if found is None or not _repeats(found):
         return None
     axes = found.node.attrs["axes"]
-    for t in operands:
-        if t.node.op.name == "broadcast_to":
-            if not set(t.node.attrs["axes"]) <= set(axes) or not _repeats(t):
-                return None
-    return found
+    views = [t for t in operands if t.node.op.name == "broadcast_to"]
+    fits = all(set(t.node.attrs["axes"]) <= set(axes) and _repeats(t) for t in views)
+    return found if fits else None
 
 
 def _repeats(t: Tensor) -> bool:

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from graphc import dims
+from graphc.builder import Builder
 from graphc.dims import Atom, Dim, DimLike, Sizes
 from graphc.errors import ShapeError
-from graphc.graph import Builder, Node, Tensor
+from graphc.node import Node, Tensor
 from graphc.ops.define import broadcast_shapes
 from graphc.ops.linalg import matmul_op
 from graphc.ops.shape import broadcast_along

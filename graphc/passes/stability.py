@@ -10,7 +10,7 @@ Imports: rewrite, dims, graph, passes.simplify_arithmetic.
 from __future__ import annotations
 
 from graphc import dims
-from graphc.graph import Node, Tensor
+from graphc.node import Node, Tensor
 from graphc.passes.simplify_arithmetic import ONE, add, div, mul, neg, sub
 from graphc.rewrite import STABLE, Apply, Match, Pattern, Rule, Var, X, Y, op, splat_value, value
 from graphc.types import Shape
@@ -128,7 +128,11 @@ def _centred_variance(m: Match) -> Tensor | None:
         return None
     x, axes = mean[0].inputs[0], mean[0].attrs["axes"]
     squared = squares[0].inputs[0].node
-    if squared.op.name != "square" or squared.inputs[0] is not x or squares[0].attrs["axes"] != axes:
+    if (
+        squared.op.name != "square"
+        or squared.inputs[0] is not x
+        or squares[0].attrs["axes"] != axes
+    ):
         return None
     spread = m.apply("broadcast_to", m["y"], shape=x.dims, axes=_kept(x.dims, axes))
     centred = m.apply("square", m.apply("subtract", x, spread))

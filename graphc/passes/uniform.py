@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphc.graph import Tensor
 from graphc.kernel import Expr
+from graphc.node import Tensor
 from graphc.ops.define import ScalarBuilder
 from graphc.passes.views import Views
-
 
 MAX_DEPTH = 24
 """Longer chains of arithmetic on uniform values become kernels: expressions stay shallow."""

@@ -12,14 +12,14 @@ from typing import Any
 
 from graphc import dims
 from graphc.dims import DimLike
-from graphc.graph import Tensor
 from graphc.nest import contiguous
+from graphc.node import Tensor
 from graphc.types import Shape
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class View:
-    """Element `offset + sum(index * stride)` of `base`, one stride per axis of the viewed tensor."""
+    """Element `offset + sum(index * stride)` of `base`; a stride per axis of the viewed tensor."""
 
     base: Tensor
     strides: tuple[DimLike, ...]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from graphc.errors import GraphTypeError
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.ops.arithmetic import astype, equal, maximum, minimum, where
 from graphc.ops.define import as_tensor
 from graphc.ops.logic import clip

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from graphc.errors import GraphTypeError
-from graphc.graph import Node, Tensor, describe, get_default_graph
+from graphc.graph import get_default_graph
+from graphc.node import Node, Tensor, describe
 from graphc.ops.arithmetic import astype, minimum
 from graphc.ops.define import as_tensor
 from graphc.ops.shape import broadcast_to

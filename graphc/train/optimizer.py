@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from graphc.errors import GradientError, GraphTypeError
-from graphc.graph import Node, Tensor, get_default_graph
+from graphc.graph import get_default_graph
+from graphc.node import Node, Tensor
 from graphc.ops.arithmetic import astype
 from graphc.ops.define import as_tensor, constant
 from graphc.ops.shape import broadcast_to

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphc.errors import GraphTypeError
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.ops.arithmetic import astype
 from graphc.ops.define import constant
 from graphc.ops.math import rsqrt, sqrt, square

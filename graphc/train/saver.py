@@ -22,7 +22,8 @@ import numpy as np
 
 from graphc.errors import CheckpointError, GraphTypeError
 from graphc.files import write_all, write_atomically
-from graphc.graph import Graph, Tensor
+from graphc.graph import Graph
+from graphc.node import Tensor
 from graphc.tensor_file import pack, type_text
 from graphc.train.checkpoint_file import (
     FORMAT,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from graphc.errors import GraphTypeError
-from graphc.graph import Tensor
+from graphc.node import Tensor
 from graphc.ops.activation import sigmoid
 from graphc.ops.arithmetic import astype, greater, less, maximum, minimum, where
 from graphc.ops.define import as_tensor

@@ -1,7 +1,7 @@
 """Addresses of accesses, computed piece by piece as loops open.
 
-An access is prepared once at function entry (`Address`: byte steps per axis).  A `Cursor` is what is
-known of it with some loops open; opening a loop advances it.  `resolve` adds the vector axis and
+An access is prepared once at function entry (`Address`: byte steps per axis).  A `Cursor` is what
+is known of it with some loops open; opening a loop advances it.  `resolve` adds the vector axis and
 a data-dependent index and yields a `Place`.  Imports: memory, text, kernel.
 """
 
@@ -153,8 +153,8 @@ def resolve(
 ) -> Place:
     """The place of LANES elements, `unit` vectors after the cursor.
 
-    `vec` is the vector axis while its loop is open, else None.  `element` is a data-dependent index:
-    (vector of i64, extent or None, whether its lanes differ).
+    `vec` is the vector axis while its loop is open, else None.  `element` is a data-dependent
+    index: (vector of i64, extent or None, whether its lanes differ).
     """
     lanes = _Lanes(cursor.pointer, cursor.guard, None, "0", None, True)
     if vec is not None:
@@ -259,7 +259,7 @@ def _place(f: FunctionText, address: Address, lanes: _Lanes) -> Place:
         elif lanes.step == str(-address.itemsize):
             kind = "down"
     offsets = ""
-    distinct = lanes.distinct and lanes.step != "0" or lanes.offsets is not None and lanes.distinct
+    distinct = lanes.distinct and (lanes.step != "0" or lanes.offsets is not None)
     if kind == "any":
         offsets = _ramp(f, "0", lanes.step)
         if lanes.offsets is not None:

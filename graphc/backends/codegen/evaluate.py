@@ -1,7 +1,7 @@
 """Emits the values of a loop kernel, each in the outermost open loop that defines it.
 
-`Evaluator` keeps one scope per open loop: the values and address cursors computed there.  A value is
-a vector of LANES; `unit` tells apart the vectors of one step along the vector axis.
+`Evaluator` keeps one scope per open loop: the values and address cursors computed there.  A value
+is a vector of LANES; `unit` tells apart the vectors of one step along the vector axis.
 Imports: address, memory, numbering, scalar, text, kernel, types.
 """
 
@@ -214,31 +214,29 @@ class Evaluator:
         address, cursor = self._addresses[access], self._cursor(access)
         return resolve(self.f, address, cursor, self.index, vec, unit, element)
 
-    def store(self, item: Store, unit: int) -> None:
-        """Emit one store of a stage, and forget values it makes stale."""
-        f = self.f
-        element = None
-        if item.index is not None:
-            index = self.numbering.of(item.index)
-            extent = None if item.extent is None else f.dim(item.extent)
-            element = (
-                self._value(index, unit),
-                extent,
-                self.numbering.depends_on_lane(index),
-            )
-        value = self.value(item.expr, unit)
-        place = self._place(item.access, unit, element)
-        buf = item.access.buf
-        store(
-            f,
-            self.kernel.bufs[buf],
-            place,
-            self.mask,
-            value,
-            item.add,
-            self.vector_open,
-        )
-        self.forget_reads(1 << buf)
+    def stores(self, items: Sequence[Store], unit: int) -> None:
+        """Emit the stores of one iteration of a stage, and forget values they make stale.
+
+        Every value is computed before the first is written: an output may be an input's memory.
+        """
+        made = []
+        for item in items:
+            element = None
+            if item.index is not None:
+                index = self.numbering.of(item.index)
+                extent = None if item.extent is None else self.f.dim(item.extent)
+                element = (
+                    self._value(index, unit),
+                    extent,
+                    self.numbering.depends_on_lane(index),
+                )
+            value = self.value(item.expr, unit)
+            made.append((item, value, self._place(item.access, unit, element)))
+        for item, value, place in made:
+            dtype = self.kernel.bufs[item.access.buf]
+            store(self.f, dtype, place, self.mask, value, item.add, self.vector_open)
+        for item in items:
+            self.forget_reads(1 << item.access.buf)
 
     def _check(self, expr: Expr, args: list[str], unit: int) -> None:
         record_fault(

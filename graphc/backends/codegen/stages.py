@@ -1,7 +1,7 @@
 """The stages of a loop kernel: straight-line code, and loops that reduce and store.
 
-Along the vector axis a reduction sends element i to virtual lane i mod VIRTUAL_LANES: four groups of
-LANES, joined by a fixed tree, so bits depend on the length alone.  Other reductions keep one scalar
+Along the vector axis a reduction sends element i to virtual lane i mod VIRTUAL_LANES: four groups
+of LANES, joined by a fixed tree, so bits depend on the length alone.  Other reductions keep one scalar
 accumulator per lane, in ascending order.  Imports: evaluate, numbering, reducers, text, kernel.
 """
 
@@ -78,8 +78,7 @@ class StageEmitter:
                 _StageLoop(self, number, stage, first, units).emit()
             else:
                 for unit in range(units):
-                    for store in stage.stores:
-                        self.values.store(store, unit)
+                    self.values.stores(stage.stores, unit)
             first += len(stage.accs)
         self.values.forget_accs(range(first))
 
@@ -262,8 +261,7 @@ class _StageLoop:
             following.append(total)
             if self.stage.stores:
                 self.values.accs[self.first + i, unit] = final(f, acc, after)
-        for store in self.stage.stores:
-            self.values.store(store, unit)
+        self.values.stores(self.stage.stores, unit)
         return following
 
     def _position(self, unit: int) -> str:

@@ -1,9 +1,9 @@
 """LLVM text, one function at a time.
 
-Values are strings; every emitted line is final, so no LLVM pass has to clean up after it.  Loops are
-top-tested with phis patched when the loop is closed: safe for zero trips, and loop-carried values
-stay in registers.  Vectors have LANES elements of any dtype; LLVM splits them to the machine's width.
-Imports: kernel, types, dims.
+Values are strings; every emitted line is final, so no LLVM pass has to clean up after it.  Loops
+are top-tested with phis patched when the loop is closed: safe for zero trips, and loop-carried
+values stay in registers.  Vectors have LANES elements of any dtype; LLVM splits them to the
+machine's width.  Imports: kernel, types, dims.
 """
 
 from __future__ import annotations

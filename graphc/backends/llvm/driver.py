@@ -18,8 +18,8 @@ Control block of the team, one cache line per word that is written often:
     256 busy   320 generation   384 spins before sleeping   392 workers
     512 + 64 * worker: the plan the worker is inside, the control block
 
-`door` is generation << 1 | open.  A worker enters by publishing the plan in its own word and reading
-the door again: unchanged and open means that whoever frees the plan will see the worker there.
+`door` is generation << 1 | open.  A worker enters by publishing the plan in its own word and
+reading the door again: unchanged and open means that whoever frees the plan will see the worker.
 Claims are generation << 32 | next block, so a worker that comes late cannot take a block of another
 run.  A run that finds the team busy is driven by its own thread, without claims.
 
@@ -56,7 +56,7 @@ FUTEX_CALL = {"x86_64": 202, "aarch64": 98}
 
 
 def driver_text(architecture: str, threads: bool, futex: bool, affinity: bool) -> str:
-    """The module for a machine that has pthreads, sleeping by futex, control of affinity, or not."""
+    """The module for a machine with or without pthreads, futex sleep and control of affinity."""
     declare_pause, pause = _PAUSE.get(architecture, ("", ""))
     if not threads:
         return _expand(PLAN.replace("{declare_pause}", "") + ALONE_RUN)

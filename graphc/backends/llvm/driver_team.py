@@ -345,8 +345,8 @@ define internal void @wake(ptr %c, i32 %count) nounwind {
 """
 
 # Linux may wake a worker on the very processor its owner runs on and leave it there for as long as
-# both are busy.  Such a worker forbids itself that processor, which moves it at once, and then allows
-# it again.  With no other processor to go to the first call fails and changes nothing.
+# both are busy.  Such a worker forbids itself that processor, which moves it at once, and then
+# allows it again.  With no other processor to go to the first call fails and changes nothing.
 SPREAD = r"""
 declare i32 @sched_getcpu()
 declare i32 @sched_getaffinity(i32, i64, ptr)

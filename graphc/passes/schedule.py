@@ -1,0 +1,188 @@
+"""Scheduling: an order of the steps in which fewer bytes are alive at once.
+
+    before:  dx3 dx2 dx1 dw1 dw2 dw3        every output gradient stays alive until its dw
+    after:   dx3 dw3 dx2 dw2 dx1 dw1        each dies as soon as both have used it
+
+A greedy list scheduler: among the steps that are ready it runs the one that frees most and
+allocates least.  The result is kept only if its estimated peak is below that of the order given.
+Steps that overwrite a variable wait for its readers and for run-time checks, where they can, so
+that memory planning can update in place.  Keeps: dependencies.  O(n log n).
+Imports: fuse, operands, estimate.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from graphc.passes.estimate import typical
+from graphc.passes.fuse import Fusion
+from graphc.passes.operands import LoweredStep, Value, value_bytes
+
+
+def schedule(fusion: Fusion, steps: Sequence[LoweredStep]) -> list[LoweredStep]:
+    """The steps in the order in which they should run."""
+    given = list(steps)
+    if len(given) < 3:
+        return given
+    greedy = _Scheduler(fusion, given).order()
+    return greedy if peak(fusion, greedy) < peak(fusion, given) else given
+
+
+def peak(fusion: Fusion, steps: Sequence[LoweredStep]) -> int:
+    """The most bytes of values made by steps that are alive at once, at typical sizes."""
+    last: dict[int, int] = {}
+    for i, s in enumerate(steps):
+        for v in s.args:
+            last[id(v)] = i
+    kept = _kept(fusion)
+    alive = most = 0
+    for i, s in enumerate(steps):
+        made = {id(s.args[w]): s.args[w] for w in s.writes}
+        alive += sum(_bytes(v) for k, v in made.items() if k not in kept)
+        most = max(most, alive)
+        ending = {id(v): v for v in s.args if last[id(v)] == i and id(v) not in kept}
+        alive -= sum(_bytes(v) for k, v in ending.items() if k in made or _is_made(v, fusion))
+    return most
+
+
+def _is_made(value: Value, fusion: Fusion) -> bool:
+    return id(value) in fusion.group_of or not hasattr(value, "node")
+
+
+def _kept(fusion: Fusion) -> set[int]:
+    """Values that outlive the run: they have memory of their own."""
+    return {id(fusion.views.of(t).base) for t in fusion.program.roots}
+
+
+def _bytes(value: Value) -> int:
+    return typical(value_bytes(value))
+
+
+CHECKS = -1
+"""The obstacle of updates that wait for run-time checks."""
+
+
+class _Scheduler:
+    def __init__(self, fusion: Fusion, steps: list[LoweredStep]) -> None:
+        self.fusion = fusion
+        self.steps = steps
+        self.kept = _kept(fusion)
+        self.producer = {id(s.args[w]): i for i, s in enumerate(steps) for w in s.writes}
+        self.readers: dict[int, list[int]] = {}
+        self.pending = [0] * len(steps)
+        self.followers: list[list[int]] = [[] for _ in steps]
+        for i, s in enumerate(steps):
+            for v in self._reads(s):
+                self.readers.setdefault(id(v), []).append(i)
+                maker = self.producer.get(id(v))
+                if maker is not None and maker != i:
+                    self.pending[i] += 1
+                    self.followers[maker].append(i)
+        self.left = {k: len(r) for k, r in self.readers.items()}
+        self.overwrites = self._overwrites()
+        self.unchecked = sum(1 for s in steps if s.checks)
+
+    def _reads(self, s: LoweredStep) -> list[Value]:
+        written = set(s.writes)
+        seen: dict[int, Value] = {}
+        for j, v in enumerate(s.args):
+            if j not in written:
+                seen[id(v)] = v
+        return list(seen.values())
+
+    def _overwrites(self) -> dict[int, list[int]]:
+        """step -> the variables (by id) it would overwrite."""
+        found: dict[int, list[int]] = {}
+        for variable, t in self.fusion.program.updates:
+            maker = self.producer.get(id(self.fusion.views.of(t).base))
+            if maker is not None:
+                found.setdefault(maker, []).append(id(variable))
+        return found
+
+    def _obstacle(self, i: int) -> int | None:
+        """What step i should wait for, lest it spoil an update in place: a variable (by id) with
+        readers to come, CHECKS, or None."""
+        variables = self.overwrites.get(i)
+        if variables is None:
+            return None
+        if self.unchecked and not self.steps[i].checks:
+            return CHECKS
+        for v in variables:
+            mine = 1 if i in self.readers.get(v, ()) else 0
+            if self.left.get(v, 0) > mine:
+                return v
+        return None
+
+    def _cost(self, i: int) -> int:
+        """Bytes allocated minus bytes freed by running step i now."""
+        s = self.steps[i]
+        made = {id(s.args[w]): s.args[w] for w in s.writes}
+        cost = sum(_bytes(v) for k, v in made.items() if k not in self.kept)
+        for v in self._reads(s):
+            if self.left[id(v)] == 1 and id(v) in self.producer and id(v) not in self.kept:
+                cost -= _bytes(v)
+        return cost
+
+    def order(self) -> list[LoweredStep]:
+        self.done = [False] * len(self.steps)
+        self.held: dict[int, list[int]] = {}
+        self.fallback: list[int] = []
+        self.ready: list[tuple[int, int]] = []
+        for i, n in enumerate(self.pending):
+            if n == 0:
+                self._push(i)
+        result: list[LoweredStep] = []
+        while len(result) < len(self.steps):
+            i = self._next()
+            self.done[i] = True
+            result.append(self.steps[i])
+            self._finish(i)
+        return result
+
+    def _push(self, i: int) -> None:
+        heapq.heappush(self.ready, (self._cost(i), i))
+
+    def _next(self) -> int:
+        while self.ready:
+            cost, i = heapq.heappop(self.ready)
+            if self.done[i]:
+                continue
+            obstacle = self._obstacle(i)
+            if obstacle is not None:
+                self.held.setdefault(obstacle, []).append(i)
+                heapq.heappush(self.fallback, i)
+                continue
+            now = self._cost(i)
+            if now > cost and self.ready and now > self.ready[0][0]:
+                heapq.heappush(self.ready, (now, i))
+                continue
+            return i
+        while True:  # only steps that wait for each other are left: planning will copy
+            i = heapq.heappop(self.fallback)
+            if not self.done[i]:
+                return i
+
+    def _finish(self, i: int) -> None:
+        s = self.steps[i]
+        if s.checks:
+            self.unchecked -= 1
+            if not self.unchecked:
+                self._wake(CHECKS)
+        for v in self._reads(s):
+            self.left[id(v)] -= 1
+            if self.left[id(v)] <= 1:
+                self._wake(id(v))
+                if self.left[id(v)] == 1:  # its last reader now frees it: look at that one again
+                    for j in self.readers[id(v)]:
+                        if not self.done[j] and self.pending[j] == 0:
+                            self._push(j)
+        for j in self.followers[i]:
+            self.pending[j] -= 1
+            if self.pending[j] == 0:
+                self._push(j)
+
+    def _wake(self, obstacle: int) -> None:
+        for j in self.held.pop(obstacle, ()):
+            if not self.done[j]:
+                self._push(j)
