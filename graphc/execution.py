@@ -17,7 +17,7 @@ import numpy as np
 from graphc import feeds, nan_guard
 from graphc.backends.base import Executable
 from graphc.backends.reference import ReferenceExecutable
-from graphc.compiler import compile_cpu
+from graphc.compiler import collector_paused, compile_cpu
 from graphc.dims import Sizes
 from graphc.errors import FeedError, GraphTypeError, NonFiniteError, ShapeError
 from graphc.host_calls import compile_parts, has_host_calls
@@ -107,7 +107,7 @@ class Entry:
         shapes = tuple([a.shape for a in arrays])
         found = self._bound.get(shapes)
         if found is None:
-            with self._lock:
+            with self._lock, collector_paused():
                 found = self._bind_shapes(shapes)
                 self._bound[shapes] = found
                 if len(self._bound) > BOUND_SHAPES:

@@ -86,9 +86,7 @@ class Graph:
             if self.finalized:
                 raise FinalizedError(f"{op.name}: the graph is finalized ({loc})")
             unique = self.unique_name(name or op.name)
-            node = Node(
-                op, tuple(inputs), attrs, types, loc, unique, ordered, self, constraints
-            )
+            node = Node(op, tuple(inputs), attrs, types, loc, unique, ordered, self, constraints)
             self.nodes.append(node)
             self._by_name[unique] = node
             if self._scopes.gradient_rules:
@@ -183,9 +181,7 @@ class Graph:
             raise GraphError(f"not a tensor name: {name!r}")
         position = int(index) if index else 0
         if position >= len(node.outputs):
-            raise GraphError(
-                f"{name!r}: operation {base!r} has {len(node.outputs)} outputs"
-            )
+            raise GraphError(f"{name!r}: operation {base!r} has {len(node.outputs)} outputs")
         return node.outputs[position]
 
     def get_operations(self) -> list[Node]:

@@ -1,8 +1,8 @@
 """The kernel IR: what fusion and lowering produce and every backend prints as machine code.
 
 A kernel is a loop nest (`LoopKernel`) or a `Contraction`, a matrix product over affine operand
-maps.  Both address memory by `Access`: guarded affine index maps with symbolic strides, so one kernel
-serves every size.  Both compute with `Expr`, a typed scalar DAG over primitive scalar operations
+maps.  Both address memory by `Access`: guarded affine index maps with symbolic strides, so one
+kernel serves every size.  Both compute with `Expr`, a typed scalar DAG over primitive scalar operations
 (`SCALAR_OPS`).  ABI: `void kernel(ptr args, ptr sizes, i64 block0, i64 block1)`: blocks, never
 threads; `blocks(kernel)` says how many there are.  Imports: types, dims.
 """

@@ -139,9 +139,7 @@ class Nest:
         self.stages.append(Stage(tuple(over), tuple(accs)))
         return tuple(results)
 
-    def running(
-        self, op: str, expr: Expr, over: int, output: int, index: Sequence[Index]
-    ) -> None:
+    def running(self, op: str, expr: Expr, over: int, output: int, index: Sequence[Index]) -> None:
         """A prefix reduction: in each step of `over`, store the value accumulated so far."""
         acc = Expr("acc", (), self._accs, expr.dtype)
         self._accs += 1
@@ -178,9 +176,7 @@ class Nest:
                 dynamic = part if dynamic is None else dynamic + part
                 extent = add(extent, mul(add(size, -1), stride))
         limit = None if dynamic is None else extent
-        self.stages.append(
-            Stage(tuple(over), (), (Store(access, expr, dynamic, limit, add_to),))
-        )
+        self.stages.append(Stage(tuple(over), (), (Store(access, expr, dynamic, limit, add_to),)))
 
     def _output_access(self, output: int, index: Sequence[Index]) -> Access:
         shape = self.outputs[output].shape

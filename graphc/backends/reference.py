@@ -75,9 +75,7 @@ def evaluate(
     except RunError as error:
         raise type(error)(f"{node.op.name}: {error}\n  at {node.loc}   {node.loc.source}") from None
     results = result if len(node.types) > 1 else (result,)
-    return tuple(
-        _typed(node.outputs[i], value) for i, value in enumerate(results)
-    )
+    return tuple(_typed(node.outputs[i], value) for i, value in enumerate(results))
 
 
 def _typed(t: Tensor, value: Any) -> Array:
@@ -112,6 +110,3 @@ class ReferenceExecutable:
 def fold(node: Node, inputs: Sequence[Array]) -> tuple[Array, ...]:
     """The value of a node whose inputs are constants and whose attributes hold no sizes."""
     return evaluate(node, inputs, {}, {})
-
-
-

@@ -110,9 +110,7 @@ def as_tensors(*values: Any) -> list[Tensor]:
     typed = [v for v in values if isinstance(v, (Tensor, np.ndarray, np.generic))]
     if not typed or len(typed) == len(values):
         return [as_tensor(v) for v in values]
-    partner = promote(
-        *[v.dtype if isinstance(v, Tensor) else as_dtype(v.dtype) for v in typed]
-    )
+    partner = promote(*[v.dtype if isinstance(v, Tensor) else as_dtype(v.dtype) for v in typed])
     return [
         as_tensor(v, scalar_dtype(v, partner) if isinstance(v, (bool, int, float)) else None)
         for v in values
@@ -132,7 +130,9 @@ def promoted(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)
     if is_strict():
         listed = ", ".join(str(t.dtype) for t in tensors)
-        raise GraphTypeError(f"{name}: dtypes {listed} differ, and this graph is strict: cast first")
+        raise GraphTypeError(
+            f"{name}: dtypes {listed} differ, and this graph is strict: cast first"
+        )
     return [OPERATORS["astype"](t, common) for t in tensors]
 
 
@@ -422,7 +422,7 @@ def _elementwise_calls(
 
 def _elementwise_function(
     record: Op, arity: int, result: str, to_float: bool, defaults: dict[str, Any]
-) -> Any:
+) -> Callable[..., Tensor]:
     def function(*operands: Any, name: str | None = None, **kwargs: Any) -> Tensor:
         if len(operands) != arity:
             raise GraphTypeError(
@@ -462,9 +462,7 @@ def deferred(
     def infer(types: Sequence[TensorType], attrs: Attrs) -> tuple[TensorType, ...]:
         return (TensorType(dtype(types, attrs), None),)
 
-    record = op(
-        name, "deferred", infer=infer, reference=reference, vjp=vjp, lower=expand
-    )
+    record = op(name, "deferred", infer=infer, reference=reference, vjp=vjp, lower=expand)
 
     def function(*inputs: Tensor, name: str | None = None, **attrs: Any) -> Tensor:
         if all(t.type.shape is not None for t in inputs):

@@ -260,5 +260,4 @@ def vdot(a: Any, b: Any) -> Tensor:
     return tensordot(reshape(a, (-1,)), reshape(b, (-1,)), 1)
 
 
-
 __all__ = ["dot", "einsum", "inner", "outer", "tensordot", "vdot"]

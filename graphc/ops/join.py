@@ -385,7 +385,6 @@ def repeat(x: Any, repeats: DimLike, axis: int | None = None) -> Tensor:
     return reshape(repeated, (*shape[:a], dims.mul(shape[a], times), *shape[a + 1 :]))
 
 
-
 __all__ = [
     "concat",
     "concatenate",

@@ -222,9 +222,6 @@ def clip(x: Any, low: Any = None, high: Any = None, name: str | None = None) -> 
 
 clip_by_value = clip
 
-# ---- constants in another tensor's shape -------------------------------------------------------
-
-
 __all__ = [
     "allclose",
     "bitwise_and",

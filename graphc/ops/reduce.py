@@ -180,7 +180,9 @@ def _prod_vjp(y: Tensor, g: Tensor, x: Tensor) -> list[Tensor]:
     zeros = _like_input(y, sum(astype(zero, x.dtype), **attrs), x)
     filled = where(zero, 1, x)
     others = _like_input(y, prod(filled, **attrs), x)
-    here = where(zero, where(equal(zeros, 1), others, 0), where(equal(zeros, 0), others / filled, 0))
+    here = where(
+        zero, where(equal(zeros, 1), others, 0), where(equal(zeros, 0), others / filled, 0)
+    )
     return [multiply(_like_input(y, g, x), here)]
 
 
@@ -320,7 +322,6 @@ def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     """The arithmetic mean over `axis`; NaN of no elements; integers give floats."""
     x = floated(as_tensor(x))
     return divide(sum(x, axis, keepdims), size(x, axis, x.dtype))
-
 
 
 __all__ = [

@@ -177,8 +177,8 @@ sum_to_op = op(
 
 def sum_to_like(g: Tensor, x: Tensor) -> Tensor:
     """g summed over the axes along which x was broadcast to g's shape."""
-    shapes = g.type.shape, x.type.shape
-    if shapes[0] is not None and shapes[1] is not None and _axes_to_sum(*shapes) is not None:
+    wide, narrow = g.type.shape, x.type.shape
+    if wide is not None and narrow is not None and _axes_to_sum(wide, narrow) is not None:
         return _expand_sum_to(g, x)
     return make(sum_to_op, (g, x)).outputs[0]
 
@@ -463,5 +463,3 @@ def squeeze(x: Any, axis: int | Sequence[int] | None = None) -> Tensor:
     """x without its axes of size 1 (all of them, or those named; ShapeError if not of size 1)."""
     axes = axis if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
     return _squeeze_deferred(as_tensor(x), axes=axes)
-
-

@@ -145,9 +145,8 @@ class _Planner:
         return True
 
     def _in_place(self, step: LoweredStep, old: Value, new: Value) -> bool:
-        a = next(j for j, v in enumerate(step.args) if v is old)
         b = next(j for j, v in enumerate(step.args) if v is new)
-        return may_share(step.kernel, a, b)
+        return all(may_share(step.kernel, j, b) for j, v in enumerate(step.args) if v is old)
 
     # ---- the arena
 
@@ -192,7 +191,7 @@ class _Planner:
             dying = alive.get(id(old))
             if dying is None or last[id(old)] != i or id(old) in taken or k in step.writes:
                 continue
-            if value_bytes(old) == size and may_share(step.kernel, k, j):
+            if value_bytes(old) == size and self._in_place(step, old, value):
                 taken.add(id(old))
                 place = _Place(value, dying.slot, i, last[id(value)], _name(old))
                 self.places.append(place)

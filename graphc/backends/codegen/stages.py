@@ -1,8 +1,8 @@
 """The stages of a loop kernel: straight-line code, and loops that reduce and store.
 
 Along the vector axis a reduction sends element i to virtual lane i mod VIRTUAL_LANES: four groups
-of LANES, joined by a fixed tree, so bits depend on the length alone.  Other reductions keep one scalar
-accumulator per lane, in ascending order.  Imports: evaluate, numbering, reducers, text, kernel.
+of LANES, joined by a fixed tree, so bits depend on the length alone.  Other reductions keep one
+scalar accumulator per lane, in ascending order.  Imports: evaluate, numbering, reducers, text, kernel.
 """
 
 from __future__ import annotations
