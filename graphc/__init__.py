@@ -60,8 +60,6 @@ from graphc.ops.check import (
 )
 from graphc.ops.create import (
     arange,
-    diag,
-    diagonal,
     eye,
     full,
     full_like,
@@ -70,7 +68,6 @@ from graphc.ops.create import (
     one_hot,
     ones,
     ones_like,
-    trace,
     tril,
     triu,
     zeros,
@@ -79,6 +76,7 @@ from graphc.ops.create import (
 from graphc.ops.define import (
     constant,
 )
+from graphc.ops.diagonal import diag, diagonal, matrix_diag, trace
 from graphc.ops.einsum import dot, einsum, outer, tensordot
 from graphc.ops.gather import (
     gather,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from graphc.constraints import Constraint, collecting
 from graphc.errors import GraphcError
 from graphc.location import UNKNOWN, Location
-from graphc.node import Node, Op, Tensor
+from graphc.node import Attrs, Node, Op, Tensor
 from graphc.types import TensorType
 
 # ---- factories -----------------------------------------------------------------------------
@@ -100,19 +100,36 @@ class Builder:
         name: str | None = None,
         control: Sequence[Node] = (),
     ) -> Node:
+        inputs = tuple(inputs)
+        given = _key(op, inputs, attrs)
+        if not op.stateful:
+            node = self._table.get(given)
+            if node is not None:
+                return node
         try:
             attrs, types, constraints = infer_node(op, inputs, attrs)
         except GraphcError as error:
             raise located(error, op, inputs, self.loc) from None
-        inputs = tuple(inputs)
         if op.stateful:
             return Node(op, inputs, attrs, types, self.loc, name or "", tuple(control))
-        key = (op.name, tuple(map(id, inputs)), tuple(sorted(attrs.items(), key=_first)))
+        key = _key(op, inputs, attrs)
         node = self._table.get(key)
         if node is None:
             node = Node(op, inputs, attrs, types, self.loc, name or "", (), None, constraints)
             self._table[key] = node
+        self._table[given] = node
         return node
+
+    def adopt(self, node: Node) -> Node:
+        """An existing node, or the equal one this builder has already."""
+        if node.op.stateful:
+            return node
+        return self._table.setdefault(_key(node.op, node.inputs, node.attrs), node)
+
+
+def _key(op: Op, inputs: tuple[Tensor, ...], attrs: Attrs) -> Any:
+    items = tuple(sorted(attrs.items(), key=_first)) if len(attrs) > 1 else tuple(attrs.items())
+    return op.name, tuple(map(id, inputs)), items
 
 
 def _first(item: tuple[str, Any]) -> str:

@@ -87,7 +87,7 @@ class _Ranked:
     program: Program
     meetings: list[Meeting]  # of sizes that broadcast when they are known
     constraints: list[Any]
-    by_outcome: dict[tuple[str, ...], Compiled] = field(default_factory=dict)
+    by_outcome: dict[tuple[Any, ...], Compiled] = field(default_factory=dict)
 
 
 class Entry:
@@ -162,7 +162,7 @@ class Entry:
         )
 
 
-def _outcome(ranked: _Ranked, sizes: Sizes) -> tuple[str, ...]:
+def _outcome(ranked: _Ranked, sizes: Sizes) -> tuple[Any, ...]:
     try:
         return broadcast_outcomes(ranked.meetings, sizes)
     except ShapeError as error:

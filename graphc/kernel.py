@@ -2,15 +2,16 @@
 
 A kernel is a loop nest (`LoopKernel`) or a `Contraction`, a matrix product over affine operand
 maps.  Both address memory by `Access`: guarded affine index maps with symbolic strides, so one
-kernel serves every size.  Both compute with `Expr`, a typed scalar DAG over primitive scalar operations
-(`SCALAR_OPS`).  ABI: `void kernel(ptr args, ptr sizes, i64 block0, i64 block1)`: blocks, never
-threads; `blocks(kernel)` says how many there are.  Imports: types, dims.
+kernel serves every size.  Both compute with `Expr`, a typed scalar DAG over primitive scalar
+operations (`SCALAR_OPS`).  ABI: `void kernel(ptr args, ptr sizes, i64 block0, i64 block1)`: blocks,
+never threads; `blocks(kernel)` says how many there are.  Imports: types, dims.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Union
 
@@ -310,27 +311,27 @@ class Contraction:
 Kernel = Union[LoopKernel, Contraction]
 
 
+_PARTS = (LoopKernel, Contraction, Stage, Store, Accumulator, Access, Term, Ragged)
+"""What a kernel consists of besides expressions, sizes and numbers."""
+
+
 def sizes_of(kernel: Kernel) -> tuple[Dim, ...]:
     """The symbolic sizes a kernel reads, in the order of its `sizes` table."""
     found: dict[Dim, None] = {}
     visited: set[int] = set()
-
-    def visit(obj: Any) -> None:
-        if isinstance(obj, Dim):
-            found[obj] = None
-        elif isinstance(obj, tuple):
-            for x in obj:
-                visit(x)
-        elif isinstance(obj, Expr):
-            if id(obj) not in visited:
-                visited.add(id(obj))
-                visit(obj.value)
-                visit(obj.args)
-        elif hasattr(obj, "__dataclass_fields__") and not isinstance(obj, DType):
-            for f in fields(obj):
-                visit(getattr(obj, f.name))
-
-    visit(kernel)
+    stack: list[Any] = [kernel]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, Dim):
+            found[part] = None
+        elif isinstance(part, tuple):
+            stack.extend(reversed(part))
+        elif isinstance(part, Expr):
+            if id(part) not in visited:
+                visited.add(id(part))
+                stack.extend((part.args, part.value))
+        elif isinstance(part, _PARTS):
+            stack.extend(getattr(part, f.name) for f in reversed(fields(part)))
     return tuple(found)
 
 
@@ -338,23 +339,43 @@ def rename_sizes(kernel: Kernel, names: dict[Dim, Dim]) -> Kernel:
     """The kernel with each symbolic size replaced, so that kernels can be compared."""
     done: dict[int, Expr] = {}
 
-    def visit(obj: Any) -> Any:
-        if isinstance(obj, Dim):
-            return names[obj]
-        if isinstance(obj, tuple):
-            return tuple(visit(x) for x in obj)
-        if isinstance(obj, Expr):
-            found = done.get(id(obj))
-            if found is None:
-                found = Expr(obj.op, visit(obj.args), visit(obj.value), obj.dtype)
-                done[id(obj)] = found
-            return found
-        if hasattr(obj, "__dataclass_fields__") and not isinstance(obj, DType):
-            return type(obj)(*(visit(getattr(obj, f.name)) for f in fields(obj)))
-        return obj
+    def renamed(part: Any) -> Any:
+        if isinstance(part, Dim):
+            return names[part]
+        if isinstance(part, tuple):
+            return tuple(renamed(x) for x in part)
+        if isinstance(part, Expr):
+            return done[id(part)]
+        if isinstance(part, _PARTS):
+            rebuild: Callable[..., Any] = type(part)
+            return rebuild(*(renamed(getattr(part, f.name)) for f in fields(part)))
+        return part
 
-    renamed: Kernel = visit(kernel)
-    return renamed
+    for e in expressions_of(kernel):
+        done[id(e)] = Expr(e.op, renamed(e.args), renamed(e.value), e.dtype)
+    result: Kernel = renamed(kernel)
+    return result
+
+
+def expressions_of(kernel: Kernel) -> list[Expr]:
+    """Every expression of a kernel, each after its operands.  Depth is not limited."""
+    order: list[Expr] = []
+    visited: set[int] = set()
+    stack: list[tuple[Any, bool]] = [(kernel, False)]
+    while stack:
+        part, done = stack.pop()
+        if done:
+            order.append(part)
+        elif isinstance(part, tuple):
+            stack.extend((x, False) for x in part)
+        elif isinstance(part, Expr):
+            if id(part) not in visited:
+                visited.add(id(part))
+                stack.append((part, True))
+                stack.extend((a, False) for a in part.args)
+        elif isinstance(part, (LoopKernel, Contraction, Stage, Store, Accumulator)):
+            stack.extend((getattr(part, f.name), False) for f in fields(part))
+    return order
 
 
 def grid_axes(kernel: LoopKernel) -> tuple[int, ...]:

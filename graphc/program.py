@@ -85,9 +85,8 @@ def rewrite(program: Program, rule: Rebuild, builder: Builder | None = None) -> 
 
 def keep(node: Node, inputs: Sequence[Tensor], builder: Builder) -> tuple[Tensor, ...]:
     """The node itself if nothing changed, else its application to the new inputs."""
-    kept = node.op.stateful or not node.inputs
-    if kept and len(inputs) == len(node.inputs) and _same(inputs, node.inputs):
-        return node.outputs
+    if len(inputs) == len(node.inputs) and _same(inputs, node.inputs):
+        return builder.adopt(node).outputs
     return builder.make(node.op, inputs, dict(node.attrs), node.name).outputs
 
 

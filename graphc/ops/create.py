@@ -1,4 +1,4 @@
-"""Tensors from nothing: zeros, ones, full, eye, arange, linspace, and triangles and diagonals.
+"""Tensors from nothing: zeros, ones, full, eye, arange, linspace, and triangles.
 
 Positions come from `iota`, a leaf that costs nothing: the compiler computes it from loop indices.
 Imports: ops.define, ops.arithmetic, ops.shape, ops.reduce, graph, dims, types.
@@ -38,7 +38,6 @@ from graphc.ops.define import (
     normalize_axis,
     op,
 )
-from graphc.ops.reduce import sum as reduce_sum
 from graphc.ops.shape import broadcast_like, broadcast_to, expand_dims, reshape
 from graphc.ops.sizes import as_dims, size_value
 from graphc.types import NUMBERS, TensorType, as_dtype, int64
@@ -172,7 +171,7 @@ def meshgrid(*xs: Any, indexing: str = "xy") -> list[Tensor]:
     return grids
 
 
-# ---- eye, triangles, diagonals -----------------------------------------------------------------
+# ---- eye, triangles ----------------------------------------------------------------------------
 
 
 def _row_and_column(rows: DimLike, columns: DimLike) -> tuple[Tensor, Tensor]:
@@ -216,37 +215,6 @@ def triu(x: Any, k: int = 0) -> Tensor:
     return _triangle(as_tensor(x), k=int(k), lower=False)
 
 
-def diagonal(x: Any) -> Tensor:
-    """The main diagonals of the last two axes of x, which must be square."""
-    x = as_tensor(x)
-    shape = x.dims
-    if len(shape) < 2 or shape[-1] != shape[-2]:
-        raise ShapeError(f"diagonal: {x.type} is not square")
-    row, column = _row_and_column(*shape[-2:])
-    kept = where(equal(row, column), x, 0)
-    return (
-        reduce_sum(kept, axis=-1)
-        if x.dtype.bits >= 32
-        else astype(reduce_sum(kept, axis=-1), x.dtype)
-    )
-
-
-def diag(x: Any) -> Tensor:
-    """A matrix with the vector x on its diagonal, or the diagonal of the square matrix x."""
-    x = as_tensor(x)
-    if len(x.dims) == 2:
-        return diagonal(x)
-    if len(x.dims) != 1:
-        raise ShapeError(f"diag: {x.type} is neither a vector nor a matrix")
-    row, column = _row_and_column(x.dims[0], x.dims[0])
-    return where(equal(row, column), x, 0)
-
-
-def trace(x: Any) -> Tensor:
-    """The sum of the main diagonal, over the last two axes."""
-    return reduce_sum(diagonal(x), axis=-1)
-
-
 # ---- one_hot -----------------------------------------------------------------------------------
 
 
@@ -277,8 +245,6 @@ def one_hot(
 
 __all__ = [
     "arange",
-    "diag",
-    "diagonal",
     "eye",
     "full",
     "full_like",
@@ -287,7 +253,6 @@ __all__ = [
     "one_hot",
     "ones",
     "ones_like",
-    "trace",
     "tril",
     "triu",
     "zeros",

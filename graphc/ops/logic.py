@@ -213,10 +213,12 @@ def clip(x: Any, low: Any = None, high: Any = None, name: str | None = None) -> 
     """x limited to [low, high]; None leaves a side open.  At a bound the gradient is 1."""
     if low is None and high is None:
         return as_tensor(x)
-    if high is None:
-        return maximum(x, low)
-    if low is None:
-        return minimum(x, high)
+    if low is None or high is None:
+        # an open side is the widest bound, so that the gradient at the other one is that of clip
+        x, bound = promoted("clip", as_tensors(x, high if low is None else low))
+        widest = np.inf if x.dtype.is_float else np.iinfo(x.dtype.numpy).max
+        least = -np.inf if x.dtype.is_float else np.iinfo(x.dtype.numpy).min
+        low, high = (constant(least, x.dtype), bound) if low is None else (bound, widest)
     return _clip(x, low, high, name=name)
 
 

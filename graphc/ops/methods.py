@@ -10,8 +10,8 @@ from typing import Any
 
 from graphc.node import METHODS, Tensor
 from graphc.ops.arithmetic import astype
-from graphc.ops.create import diagonal, trace
 from graphc.ops.define import normalize_axis
+from graphc.ops.diagonal import diagonal, trace
 from graphc.ops.einsum import dot
 from graphc.ops.gather import take
 from graphc.ops.join import repeat

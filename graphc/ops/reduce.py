@@ -92,6 +92,13 @@ def _reduction_samples(dtypes: tuple[DType, ...], gradient: bool) -> Samples:
     return Samples(calls, edges=edges, dtypes=dtypes, gradient=(0,) if gradient else ())
 
 
+def _widened(x: Tensor) -> Tensor:
+    """Small integers and bool in 64 bits, as NumPy sums them."""
+    if x.dtype.is_float or x.dtype.bits == 64:
+        return x
+    return astype(x, uint64 if x.dtype.kind == "u" else int64)
+
+
 def _reduction(
     name: str,
     *,
@@ -99,15 +106,11 @@ def _reduction(
     reference: Callable[..., Any],
     vjp: Any,
     dtypes: tuple[DType, ...],
-    widen: bool = False,
-    to_bool: bool = False,
+    prepared: Callable[[Tensor], Tensor] = lambda x: x,
     onnx: str = "",
     doc: str = "",
 ) -> Callable[..., Tensor]:
-    """Declare a reduction `f(x, axis=None, keepdims=False)`.
-
-    widen: small integers and bool are summed in 64 bits, as NumPy does.
-    """
+    """Declare a reduction `f(x, axis=None, keepdims=False)` of `prepared(x)`."""
 
     def infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         return _reduced(types, attrs, types[0].dtype)
@@ -133,11 +136,7 @@ def _reduction(
     def function(
         x: Any, axis: Any = None, keepdims: bool = False, name: str | None = None
     ) -> Tensor:
-        x = as_tensor(x)
-        if to_bool:
-            x = astype(x, bool_)
-        elif widen and not x.dtype.is_float and x.dtype.bits < 64:
-            x = astype(x, uint64 if x.dtype.kind == "u" else int64)
+        x = prepared(as_tensor(x))
         axes = axis if axis is None or isinstance(axis, (int, np.integer)) else tuple(axis)
         return make(record, (x,), {"axes": axes, "keepdims": bool(keepdims)}, name).outputs[0]
 
@@ -162,7 +161,7 @@ sum: Callable[..., Tensor] = _reduction(
     reference=_sum_reference,
     vjp=lambda y, g, x: [_like_input(y, g, x)],
     dtypes=NUMBERS,
-    widen=True,
+    prepared=_widened,
     onnx="ReduceSum",
     doc="The sum over `axis` (an int, several, or all if None); integers are summed in 64 bits.",
 )
@@ -192,7 +191,7 @@ prod = _reduction(
     reference=np.prod,
     vjp=_prod_vjp,
     dtypes=NUMBERS,
-    widen=True,
+    prepared=_widened,
     onnx="ReduceProd",
     doc="The product over `axis`; integers are multiplied in 64 bits.",
 )
@@ -229,7 +228,7 @@ max = _reduction(
     vjp=_extreme_vjp,
     dtypes=NUMBERS,
     onnx="ReduceMax",
-    doc="The largest element over `axis`, NaN if any is; -inf (the least integer) if there is none.",
+    doc="The largest element over `axis`, NaN if any is; -inf (the least integer) if none.",
 )
 
 min = _reduction(
@@ -249,7 +248,7 @@ any = _reduction(
     reference=np.any,
     vjp=NOT_DIFFERENTIABLE,
     dtypes=(bool_,),
-    to_bool=True,
+    prepared=lambda x: astype(x, bool_),
     doc="Whether any element over `axis` is true (not zero).",
 )
 
@@ -259,7 +258,7 @@ all = _reduction(
     reference=np.all,
     vjp=NOT_DIFFERENTIABLE,
     dtypes=(bool_,),
-    to_bool=True,
+    prepared=lambda x: astype(x, bool_),
     doc="Whether every element over `axis` is true (not zero).",
 )
 

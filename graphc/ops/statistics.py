@@ -17,7 +17,7 @@ from graphc.errors import GraphTypeError
 from graphc.graph import make
 from graphc.nest import Index, Nest, at
 from graphc.node import Attrs, Tensor
-from graphc.ops.arithmetic import abs, astype, divide, equal, maximum, where
+from graphc.ops.arithmetic import abs, astype, divide, equal, maximum, not_equal, where
 from graphc.ops.define import (
     Sample,
     Samples,
@@ -28,7 +28,7 @@ from graphc.ops.define import (
     op,
 )
 from graphc.ops.logic import isfinite
-from graphc.ops.math import exp, log, rsqrt, sqrt, square
+from graphc.ops.math import exp, log, power, rsqrt, sqrt, square
 from graphc.ops.reduce import max, mean, min, sum
 from graphc.ops.shape import reshape, squeeze
 from graphc.ops.sizes import size
@@ -92,19 +92,27 @@ def moments(x: Any, axis: Any = None, keepdims: bool = False) -> tuple[Tensor, T
 
 
 def norm(x: Any, ord: Any = 2, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """The vector norm over `axis` (over all elements if None); ord is 1, 2, 'fro', inf or -inf.
+    """The vector norm over `axis` (over all elements if None), as np.linalg.norm of vectors.
 
-    The gradient of the 2-norm at zero is 0.
+    ord   'fro' or 2, inf, -inf, 0 (how many elements are not 0) or any other number p, which
+          gives sum(|x|**p) ** (1/p)
+    The gradient of a norm that is 0 is 0.
     """
     x = floated(as_tensor(x))
-    if ord in (2, "fro", "euclidean"):
-        total = sum(square(x), axis=axis, keepdims=keepdims)
-        return where(equal(total, 0), 0, sqrt(total))
-    if ord == 1:
-        return sum(abs(x), axis=axis, keepdims=keepdims)
+    if ord in ("fro", "euclidean"):
+        ord = 2
+    if not isinstance(ord, (int, float, np.integer, np.floating)):
+        raise GraphTypeError(f"norm: ord is a number or 'fro', not {ord!r}")
     if ord in (np.inf, -np.inf):
         return (max if ord > 0 else min)(abs(x), axis=axis, keepdims=keepdims)
-    raise GraphTypeError(f"norm: ord is 1, 2, 'fro', inf or -inf, not {ord!r}")
+    if ord == 0:
+        return sum(astype(not_equal(x, 0), x.dtype), axis=axis, keepdims=keepdims)
+    if ord == 1:
+        return sum(abs(x), axis=axis, keepdims=keepdims)
+    powers = square(x) if ord == 2 else power(abs(x), float(ord))
+    total = sum(powers, axis=axis, keepdims=keepdims)
+    root = sqrt(total) if ord == 2 else power(total, 1.0 / float(ord))
+    return where(equal(total, 0), 0, root)
 
 
 def l2_normalize(x: Any, axis: Any = None, epsilon: float = 1e-12) -> Tensor:

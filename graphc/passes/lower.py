@@ -30,7 +30,7 @@ def lower(fusion: Fusion) -> list[LoweredStep]:
         template = known.get(signature)
         if template is None:
             made = lower_group(fusion, group)
-            known[signature] = _Template(made, values, group)
+            known[signature] = _Template(made, values)
             steps.extend(made)
         else:
             steps.extend(template.on(values, group))
@@ -49,7 +49,7 @@ def lower_group(fusion: Fusion, group: Group) -> list[LoweredStep]:
 class _Template:
     """A lowered group, to be launched again on other values."""
 
-    def __init__(self, steps: list[LoweredStep], values: list[Tensor], group: Group) -> None:
+    def __init__(self, steps: list[LoweredStep], values: list[Tensor]) -> None:
         number = {id(v): i for i, v in enumerate(values)}
         self.partials = [
             v for s in steps for v in s.args if isinstance(v, Partial) and id(v) not in number
@@ -58,14 +58,12 @@ class _Template:
             (s, tuple(v if isinstance(v, Partial) else number[id(v)] for v in s.args))
             for s in steps
         ]
-        nodes = {t.node.loc: i for i, t in reversed(list(enumerate(group.members)))}
-        self.sites = [tuple(nodes.get(c.loc, 0) for c in s.checks) for s in steps]
 
     def on(self, values: list[Tensor], group: Group) -> list[LoweredStep]:
         fresh: dict[int, Partial] = {}
         steps = []
         locs = locations_of(group)
-        for (s, numbers), sites in zip(self.rows, self.sites, strict=True):
+        for s, numbers in self.rows:
             args: list[Value] = []
             for n in numbers:
                 if isinstance(n, Partial):
@@ -74,10 +72,7 @@ class _Template:
                     args.append(fresh[id(n)])
                 else:
                     args.append(values[n])
-            checks = tuple(
-                replace(c, loc=group.members[i].node.loc)
-                for c, i in zip(s.checks, sites, strict=True)
-            )
+            checks = tuple(replace(c, loc=group.members[c.member].node.loc) for c in s.checks)
             steps.append(LoweredStep(s.kernel, tuple(args), s.writes, s.label, locs, checks))
         return steps
 

@@ -106,9 +106,7 @@ class _Contraction:
         )
 
     def _stores(self) -> tuple[Store, ...]:
-        expressions = Expressions(
-            self.fusion, self.group, self.buffers, self.checks, self._terms
-        )
+        expressions = Expressions(self.fusion, self.group, self.buffers, self.checks, self._terms)
         out = self.group.head.outputs[0]
         expressions.made[id(out)] = Expr("acc", (), 0, out.dtype)
         stores = []
@@ -116,9 +114,7 @@ class _Contraction:
             if t is not out:
                 expressions.elementwise(t, False)
             if id(t) in self.fusion.stored:
-                access = Access(
-                    self.buffers.of(t, write=True), self._out_terms(contiguous(t.dims))
-                )
+                access = Access(self.buffers.of(t, write=True), self._out_terms(contiguous(t.dims)))
                 stores.append(Store(access, expressions.made[id(t)]))
         return tuple(stores)
 

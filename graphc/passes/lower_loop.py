@@ -286,7 +286,9 @@ class _Final(_Loop):
         self.axes = merge_axes(self.shape, self.red, strides)
         if not self.axes.red:  # a single chunk, known beforehand
             self.axes = _Axes(
-                [1, *self.axes.extents], [0, *self.axes.last], (0,),
+                [1, *self.axes.extents],
+                [0, *self.axes.last],
+                (0,),
                 tuple(j + 1 for j in self.axes.par),
             )
 

@@ -31,7 +31,7 @@ def lower_nest(fusion: Fusion, group: Group) -> list[LoweredStep]:
     head.op.lower(nest, **head.attrs)
     checks = Checks()
     checks.scalars.checks.extend(nest.checks)
-    checks.note(head)
+    checks.attribute(next(i for i, t in enumerate(group.members) if t.node is head), head)
     buffers = Buffers()
     numbering = [buffers.of(fusion.views.of(t).base) for t in head.inputs]
     written = {s.access.buf for stage in nest.stages for s in stage.stores}
@@ -73,9 +73,7 @@ def lower_nest(fusion: Fusion, group: Group) -> list[LoweredStep]:
 
 
 def _par_terms(nest: Nest, strides: Sequence[Any]) -> tuple[Term, ...]:
-    return tuple(
-        Term(((a, 1),), s) for a, s in zip(nest.par, strides, strict=True) if s != 0
-    )
+    return tuple(Term(((a, 1),), s) for a, s in zip(nest.par, strides, strict=True) if s != 0)
 
 
 def _kernel(nest: Nest, buffers: Buffers, stages: Sequence[Stage], checks: int) -> LoopKernel:
@@ -84,9 +82,7 @@ def _kernel(nest: Nest, buffers: Buffers, stages: Sequence[Stage], checks: int) 
     if not par:
         axes.append(1)
         par = (len(axes) - 1,)
-    return LoopKernel(
-        tuple(axes), par, par[-1], buffers.dtypes(), tuple(stages), (), checks
-    )
+    return LoopKernel(tuple(axes), par, par[-1], buffers.dtypes(), tuple(stages), (), checks)
 
 
 class _Renumber:

@@ -6,8 +6,8 @@ Imports: fuse, views, kernel, dims.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Union
+from dataclasses import dataclass
+from typing import Union
 
 from graphc import dims
 from graphc.dims import DimLike
@@ -48,10 +48,15 @@ def value_bytes(value: Value) -> DimLike:
 
 @dataclass(frozen=True)
 class CheckSite:
-    """A run-time check in a kernel: which error, with what message, on whose line."""
+    """A run-time check in a kernel: which error, with what message, on whose line.
+
+    `member` is the position in its group of the member that checks, so that a kernel lowered once
+    and launched for several groups blames each group's own lines.
+    """
 
     error: type[RunError]
     message: str
+    member: int
     loc: Location
     op: str
 
@@ -96,10 +101,10 @@ class Checks:
         self.scalars = ScalarBuilder()
         self.sites: list[CheckSite] = []
 
-    def note(self, node: Node) -> None:
-        """Attribute the checks made since the last call to `node`."""
+    def attribute(self, member: int, node: Node) -> None:
+        """Attribute the checks made since the last call to a member of the group, and its node."""
         for error, message in self.scalars.checks[len(self.sites) :]:
-            self.sites.append(CheckSite(error, message, node.loc, node.op.name))
+            self.sites.append(CheckSite(error, message, member, node.loc, node.op.name))
 
 
 AccessOf = Callable[[View, bool], "tuple[tuple[Term, ...], DimLike]"]
@@ -123,6 +128,7 @@ class Expressions:
         self.checks = checks
         self.terms_of = terms_of
         self.made: dict[int, Expr] = {}
+        self._position = {id(t): i for i, t in enumerate(group.members)}
 
     def operand(self, t: Tensor, reduced: bool) -> Expr:
         """An input of a member: a uniform, another member's value, or a load."""
@@ -156,11 +162,8 @@ class Expressions:
             expr = _computed_leaf(t, _linear(terms, offset))
         else:
             inputs = [self.operand(i, reduced) for i in node.inputs]
-            attrs = {k: v for k, v in node.attrs.items() if k != "shape"} if (
-                node.op.name == "placeholder_with_default"
-            ) else node.attrs
-            expr = node.op.lower(self.checks.scalars, *inputs, **attrs)
-            self.checks.note(node)
+            expr = node.op.lower(self.checks.scalars, *inputs, **node.attrs)
+            self.checks.attribute(self._position[id(t)], node)
         self.made[id(t)] = expr
         return expr
 
@@ -210,21 +213,3 @@ def label_of(group: Group) -> str:
 def locations_of(group: Group) -> tuple[Location, ...]:
     """The user's lines that went into a group."""
     return tuple(dict.fromkeys(t.node.loc for t in group.members))
-
-
-__all__ = [
-    "AccessOf",
-    "Any",
-    "Buffers",
-    "CheckSite",
-    "Checks",
-    "Expressions",
-    "LoweredStep",
-    "Partial",
-    "Value",
-    "field",
-    "label_of",
-    "locations_of",
-    "size_expr",
-    "value_bytes",
-]

@@ -70,6 +70,7 @@ class _Planner:
         self.copies: list[tuple[Value, int]] = []  # (value, variable number)
         self.slots: list[dict[DimLike, None]] = []
         self.places: list[_Place] = []
+        self._bytes: dict[int, DimLike] = {}
 
     def plan(self) -> Plan:
         self._place_borders()
@@ -171,9 +172,15 @@ class _Planner:
                 ends.setdefault(last[id(value)], []).append(place)
             for place in ends.get(i, ()):
                 if id(place.value) not in taken:
-                    free.put(place.slot, self.slots[place.slot], value_bytes(place.value))
+                    free.put(place.slot, self.slots[place.slot], self._bytes_of(place.value))
         for p in self.places:
             self.refs[id(p.value)] = Ref("slot", p.slot)
+
+    def _bytes_of(self, value: Value) -> DimLike:
+        found = self._bytes.get(id(value))
+        if found is None:
+            found = self._bytes[id(value)] = value_bytes(value)
+        return found
 
     def _allocate(
         self,
@@ -186,12 +193,12 @@ class _Planner:
         taken: set[int],
     ) -> _Place:
         value = step.args[j]
-        size = value_bytes(value)
+        size = self._bytes_of(value)
         for k, old in enumerate(step.args):
             dying = alive.get(id(old))
             if dying is None or last[id(old)] != i or id(old) in taken or k in step.writes:
                 continue
-            if value_bytes(old) == size and self._in_place(step, old, value):
+            if self._bytes_of(old) == size and self._in_place(step, old, value):
                 taken.add(id(old))
                 place = _Place(value, dying.slot, i, last[id(value)], _name(old))
                 self.places.append(place)
@@ -253,7 +260,7 @@ class _Planner:
     def _uses(self) -> tuple[BufferUse, ...]:
         return tuple(
             BufferUse(
-                _name(p.value), p.slot, value_bytes(p.value), p.first, p.last, p.in_place_of
+                _name(p.value), p.slot, self._bytes_of(p.value), p.first, p.last, p.in_place_of
             )
             for p in self.places
         )

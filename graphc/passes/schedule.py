@@ -25,11 +25,25 @@ def schedule(fusion: Fusion, steps: Sequence[LoweredStep]) -> list[LoweredStep]:
     given = list(steps)
     if len(given) < 3:
         return given
-    greedy = _Scheduler(fusion, given).order()
-    return greedy if peak(fusion, greedy) < peak(fusion, given) else given
+    sizes = _Sizes()
+    greedy = _Scheduler(fusion, given, sizes).order()
+    return greedy if peak(fusion, greedy, sizes) < peak(fusion, given, sizes) else given
 
 
-def peak(fusion: Fusion, steps: Sequence[LoweredStep]) -> int:
+class _Sizes:
+    """Bytes of values at typical sizes, worked out once."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, int] = {}
+
+    def of(self, value: Value) -> int:
+        found = self._found.get(id(value))
+        if found is None:
+            found = self._found[id(value)] = typical(value_bytes(value))
+        return found
+
+
+def peak(fusion: Fusion, steps: Sequence[LoweredStep], sizes: _Sizes) -> int:
     """The most bytes of values made by steps that are alive at once, at typical sizes."""
     last: dict[int, int] = {}
     for i, s in enumerate(steps):
@@ -39,10 +53,10 @@ def peak(fusion: Fusion, steps: Sequence[LoweredStep]) -> int:
     alive = most = 0
     for i, s in enumerate(steps):
         made = {id(s.args[w]): s.args[w] for w in s.writes}
-        alive += sum(_bytes(v) for k, v in made.items() if k not in kept)
+        alive += sum(sizes.of(v) for k, v in made.items() if k not in kept)
         most = max(most, alive)
         ending = {id(v): v for v in s.args if last[id(v)] == i and id(v) not in kept}
-        alive -= sum(_bytes(v) for k, v in ending.items() if k in made or _is_made(v, fusion))
+        alive -= sum(sizes.of(v) for k, v in ending.items() if k in made or _is_made(v, fusion))
     return most
 
 
@@ -55,16 +69,13 @@ def _kept(fusion: Fusion) -> set[int]:
     return {id(fusion.views.of(t).base) for t in fusion.program.roots}
 
 
-def _bytes(value: Value) -> int:
-    return typical(value_bytes(value))
-
-
 CHECKS = -1
 """The obstacle of updates that wait for run-time checks."""
 
 
 class _Scheduler:
-    def __init__(self, fusion: Fusion, steps: list[LoweredStep]) -> None:
+    def __init__(self, fusion: Fusion, steps: list[LoweredStep], sizes: _Sizes) -> None:
+        self.sizes = sizes
         self.fusion = fusion
         self.steps = steps
         self.kept = _kept(fusion)
@@ -118,10 +129,10 @@ class _Scheduler:
         """Bytes allocated minus bytes freed by running step i now."""
         s = self.steps[i]
         made = {id(s.args[w]): s.args[w] for w in s.writes}
-        cost = sum(_bytes(v) for k, v in made.items() if k not in self.kept)
+        cost = sum(self.sizes.of(v) for k, v in made.items() if k not in self.kept)
         for v in self._reads(s):
             if self.left[id(v)] == 1 and id(v) in self.producer and id(v) not in self.kept:
-                cost -= _bytes(v)
+                cost -= self.sizes.of(v)
         return cost
 
     def order(self) -> list[LoweredStep]:

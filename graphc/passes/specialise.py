@@ -25,7 +25,7 @@ from graphc.ops.state import placeholder_op
 from graphc.program import Program, has_dims, keep, map_dims, rewrite
 from graphc.types import Shape
 
-Outcome = tuple[str, ...]
+Outcome = tuple[Any, ...]
 Known = dict[Atom, DimLike]
 
 
@@ -107,18 +107,27 @@ def _meetings(node: Node) -> Iterator[tuple[DimLike, DimLike]]:
 
 
 def broadcast_outcomes(meetings: Sequence[Meeting], sizes: Sizes) -> Outcome:
-    """For each meeting, whether the sizes are equal or the first is 1; raises ShapeError."""
-    outcome = []
+    """For each meeting, whether the sizes are equal or the first is 1; raises ShapeError.
+
+    Where that cannot be expressed by fixing one symbol in terms of the others (a product of two
+    unknowns that is 1, say), the outcome names the sizes of its symbols too.
+    """
+    outcome: list[Any] = []
+    known: Known = {}
     for d, target in meetings:
         a, b = dims.evaluate(d, sizes), dims.evaluate(target, sizes)
-        if a == b:
-            outcome.append("equal")
-        elif a == 1:
-            outcome.append("one")
-        else:
+        if a != b and a != 1:
             raise ShapeError(
                 f"sizes {dims.dim_text(d)} = {a} and {dims.dim_text(target)} = {b} do not broadcast"
             )
+        which = "equal" if a == b else "one"
+        if _decide(d, target, which, known):
+            outcome.append(which)
+            continue
+        symbols = dims.atoms(d) | dims.atoms(target)
+        fixed = tuple((atom, sizes[atom]) for atom in sorted(symbols))
+        known.update(fixed)
+        outcome.append(fixed)
     return tuple(outcome)
 
 
@@ -126,11 +135,21 @@ def substitution(meetings: Sequence[Meeting], outcome: Outcome) -> Known:
     """What the outcomes say about symbols."""
     known: Known = {}
     for (d, target), which in zip(meetings, outcome, strict=True):
-        a = _settle(d, known)
-        b = 1 if which == "one" else _settle(target, known)
-        if a is not b and a != b:
-            _solve(a, b, known)
+        if isinstance(which, str):
+            _decide(d, target, which, known)
+        else:
+            known.update(which)
     return {k: _settle(v, known) for k, v in known.items()}
+
+
+def _decide(d: DimLike, target: DimLike, which: str, known: Known) -> bool:
+    """Add to `known` what makes the outcome true; whether that was possible."""
+    a = _settle(d, known)
+    b = 1 if which == "one" else _settle(target, known)
+    if a is not b and a != b:
+        _solve(a, b, known)
+    after = 1 if which == "one" else _settle(target, known)
+    return _settle(d, known) == after
 
 
 def _settle(d: DimLike, known: Known) -> DimLike:

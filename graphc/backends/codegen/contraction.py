@@ -136,6 +136,8 @@ class _Emitter:
             spread = f.smin(t.spread, self._ceildiv(self.row_count, SPREAD_ROWS))
             row_blocks = f.smax(row_blocks, spread)
         col_blocks = self._ceildiv(self.col_count, t.block_cols)
+        # along an axis of size 0 no block runs, but the text must not divide by a constant 0
+        row_blocks, col_blocks = f.smax(row_blocks, 1), f.smax(col_blocks, 1)
         blocks = f.open_loop("%b0", "%b1", 1)
         col = f.urem(blocks.index, col_blocks)
         rest = f.udiv(blocks.index, col_blocks)

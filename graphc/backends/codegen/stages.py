@@ -2,7 +2,8 @@
 
 Along the vector axis a reduction sends element i to virtual lane i mod VIRTUAL_LANES: four groups
 of LANES, joined by a fixed tree, so bits depend on the length alone.  Other reductions keep one
-scalar accumulator per lane, in ascending order.  Imports: evaluate, numbering, reducers, text, kernel.
+scalar accumulator per lane, in ascending order.
+Imports: evaluate, numbering, reducers, text, kernel.
 """
 
 from __future__ import annotations
