@@ -208,6 +208,7 @@ from graphc.passes.differentiate import gradients, hessian_vector_product, jvp, 
 from graphc.session import RunOptions, Session, get_default_session
 from graphc.shared import shared
 from graphc.statistics import stats
+from graphc.trace import Trace
 from graphc.types import (
     DType,
     as_dtype,

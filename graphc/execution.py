@@ -32,6 +32,7 @@ from graphc.passes.specialise import (
 )
 from graphc.program import Program
 from graphc.statistics import count
+from graphc.trace import Trace
 
 Array = np.ndarray[Any, Any]
 
@@ -45,10 +46,12 @@ class RunOptions:
 
     threads    how many threads it may use (None: the session's)
     nan_guard  fail with NonFiniteError, changing nothing, where a fetch or an update is not finite
+    trace      a gx.Trace that collects the time of each step; the run then uses one thread
     """
 
     threads: int | None = None
     nan_guard: bool = False
+    trace: Trace | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
@@ -68,13 +71,18 @@ class Compiled:
     guarded: Program | None = None  # the program before the NaN guard, if there is one
 
     def run(
-        self, inputs: Sequence[Array], state: Sequence[Array], sizes: Sizes, threads: int
+        self,
+        inputs: Sequence[Array],
+        state: Sequence[Array],
+        sizes: Sizes,
+        threads: int,
+        trace: Trace | None = None,
     ) -> list[Array]:
         """Run once; see backends.base.Executable."""
         if self.guarded is None:
-            return self.executable.run(inputs, state, sizes, threads)
+            return self.executable.run(inputs, state, sizes, threads, trace)
         try:
-            return self.executable.run(inputs, state, sizes, threads)
+            return self.executable.run(inputs, state, sizes, threads, trace)
         except NonFiniteError as error:
             values = dict(zip(self.ids, state, strict=True))
             raise nan_guard.located(error, self.guarded, inputs, values, sizes) from None

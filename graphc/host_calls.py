@@ -23,6 +23,7 @@ from graphc.node import Node, Tensor
 from graphc.ops.host import host_op
 from graphc.ops.state import placeholder_op
 from graphc.program import Program, evaluate_attrs, keep
+from graphc.trace import Trace
 
 Array = np.ndarray[Any, Any]
 Compiler = Callable[[Program], tuple[Executable, Program]]
@@ -138,7 +139,12 @@ class PartsExecutable:
         self._variables = program.variables()
 
     def run(
-        self, inputs: Sequence[Array], state: Sequence[Array], sizes: Sizes, threads: int
+        self,
+        inputs: Sequence[Array],
+        state: Sequence[Array],
+        sizes: Sizes,
+        threads: int,
+        trace: Trace | None = None,
     ) -> list[Array]:
         stored = {v.node.id: a for v, a in zip(self._variables, state, strict=True)}
         values = {id(t): a for t, a in zip(self.program.inputs, inputs, strict=True)}
@@ -146,7 +152,7 @@ class PartsExecutable:
         for part in self.parts:
             given = [values[id(t)] for t in part.given]
             own = [stored[v.node.id] for v in part.variables]
-            results = part.executable.run(given, own, sizes, threads)
+            results = part.executable.run(given, own, sizes, threads, trace)
             values.update((id(t), a) for t, a in zip(part.wanted, results, strict=True))
             for node in part.calls:
                 made = _call(node, [values[id(t)] for t in node.inputs], sizes)

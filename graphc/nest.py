@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graphc.dims import DimLike, add, mul
+from graphc.dims import DimLike, add, floordiv, mul
 from graphc.errors import RunError
 from graphc.kernel import Access, Accumulator, Expr, Stage, Store, Term
 from graphc.types import DType, Shape, TensorType, int64
@@ -63,6 +63,8 @@ class Nest:
         self.outputs = tuple(outputs)
         self.axes: list[DimLike] = []
         self.par: tuple[int, ...] = ()
+        self.places: tuple[tuple[tuple[int, DimLike], ...], ...] = ()
+        """The index along each dimension of the results, as (parallel axis, coefficient) pairs."""
         self.stages: list[Stage] = []
         self.results: dict[int, Expr] = {}
         self.checks: list[tuple[type[RunError], str]] = []
@@ -79,8 +81,33 @@ class Nest:
             shape = self.outputs[0].shape
             assert shape is not None
         self.par = tuple(range(len(shape)))
+        self.places = tuple(((a, 1),) for a in self.par)
         self.axes.extend(shape)
         return self.par
+
+    def parallel_pieces(self, pieces: Sequence[int]) -> tuple[tuple[int, int | None], ...]:
+        """Parallel axes over the first output with dimension d cut into pieces of `pieces[d]`.
+
+        Returns (axis over the pieces, axis within one or None) for each dimension; a size must be
+        a multiple of its piece.  Call once.
+        """
+        shape = self.outputs[0].shape
+        assert shape is not None
+        found: list[tuple[int, int | None]] = []
+        places: list[tuple[tuple[int, DimLike], ...]] = []
+        for size, piece in zip(shape, pieces, strict=True):
+            axis = len(self.axes)
+            self.axes.append(floordiv(size, piece))
+            if piece == 1:
+                found.append((axis, None))
+                places.append(((axis, 1),))
+                continue
+            self.axes.append(piece)
+            found.append((axis, axis + 1))
+            places.append(((axis, piece), (axis + 1, 1)))
+        self.par = tuple(range(len(self.axes)))
+        self.places = tuple(places)
+        return tuple(found)
 
     def reduce(self, extent: DimLike) -> int:
         """A new axis to loop over inside a stage."""

@@ -202,7 +202,8 @@ class Session:
         """Run a program on this session's state; `arrays` are its inputs, converted."""
         compiled, sizes = entry.bind(arrays)
         threads = self.threads if options is None else options.threads or self.threads
-        return self.variables.run(compiled, arrays, sizes, threads)
+        trace = None if options is None else options.trace
+        return self.variables.run(compiled, arrays, sizes, threads, trace)
 
     # ---- compiling
 

@@ -20,6 +20,7 @@ from graphc.errors import RunError, SessionClosedError, UninitializedError
 from graphc.execution import Compiled
 from graphc.graph import Graph
 from graphc.node import Tensor
+from graphc.trace import Trace
 
 Array = np.ndarray[Any, Any]
 
@@ -94,14 +95,19 @@ class VariableStore:
         self._lock = ReadWriteLock()
 
     def run(
-        self, compiled: Compiled, inputs: Sequence[Array], sizes: Sizes, threads: int
+        self,
+        compiled: Compiled,
+        inputs: Sequence[Array],
+        sizes: Sizes,
+        threads: int,
+        trace: Trace | None = None,
     ) -> list[Array]:
         """Run a compiled program on this state; raises UninitializedError for what it lacks."""
         if compiled.written:
             with self._lock.writing():
-                return self._run_writing(compiled, inputs, sizes, threads)
+                return self._run_writing(compiled, inputs, sizes, threads, trace)
         if not compiled.variables:
-            return compiled.run(inputs, (), sizes, threads)
+            return compiled.run(inputs, (), sizes, threads, trace)
         self._lock.acquire_read()
         try:
             values = self._values
@@ -109,12 +115,17 @@ class VariableStore:
                 state = [values[i] for i in compiled.ids]
             except KeyError:
                 raise self._uninitialized(compiled) from None
-            return compiled.run(inputs, state, sizes, threads)
+            return compiled.run(inputs, state, sizes, threads, trace)
         finally:
             self._lock.release_read()
 
     def _run_writing(
-        self, compiled: Compiled, inputs: Sequence[Array], sizes: Sizes, threads: int
+        self,
+        compiled: Compiled,
+        inputs: Sequence[Array],
+        sizes: Sizes,
+        threads: int,
+        trace: Trace | None,
     ) -> list[Array]:
         values = self._values
         fresh: dict[int, Array] = {}
@@ -124,7 +135,7 @@ class VariableStore:
             if array is None:
                 array = fresh[i] = self._first_storage(compiled, variable)
             state.append(array)
-        results = compiled.run(inputs, state, sizes, threads)
+        results = compiled.run(inputs, state, sizes, threads, trace)
         values.update(fresh)  # only now: a failed run gives no variable a value
         return results
 

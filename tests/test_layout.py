@@ -22,7 +22,7 @@ passes backends
 ops
 node builder graph program rewrite text parse parse_values verify
     kernel nest plan plan_text contraction_maps
-types tensor_file
+types tensor_file trace
 dims constraints location
 errors flags version statistics files
 """

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from graphc.dims import Sizes
+from graphc.trace import Trace
 
 Array = np.ndarray[Any, Any]
 
@@ -16,12 +17,18 @@ class Executable(Protocol):
     """A compiled program, safe to run from many threads at once."""
 
     def run(
-        self, inputs: Sequence[Array], state: Sequence[Array], sizes: Sizes, threads: int
+        self,
+        inputs: Sequence[Array],
+        state: Sequence[Array],
+        sizes: Sizes,
+        threads: int,
+        trace: Trace | None = None,
     ) -> list[Array]:
         """Run once and return fresh output arrays.
 
         `inputs` are C-contiguous arrays of the plan's dtypes and bound shapes, in plan order, and
         are only read.  `state` are the variables' current arrays, updated in place at commit.
+        With a `trace` the steps run one by one and are timed.
         Raises the RunError of the first failed check, in which case `state` is untouched.
         """
         ...

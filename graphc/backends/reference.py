@@ -6,6 +6,7 @@ back end that reads graph IR.  Imports: program, graph, dims, errors.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,17 @@ from graphc.dims import Sizes
 from graphc.errors import RunError
 from graphc.node import Node, Tensor
 from graphc.program import Program, evaluate_attrs, has_dims
+from graphc.trace import Trace
 
 Array = np.ndarray[Any, Any]
 
 
 def interpret(
-    program: Program, inputs: Sequence[Array], state: Mapping[int, Array], sizes: Sizes
+    program: Program,
+    inputs: Sequence[Array],
+    state: Mapping[int, Array],
+    sizes: Sizes,
+    trace: Trace | None = None,
 ) -> tuple[list[Array], list[Array]]:
     """Values of the fetches, and the new value of each updated variable.
 
@@ -33,10 +39,15 @@ def interpret(
         values[id(t)] = array
     pending = _uses(order)
     roots = {id(t) for t in program.roots}
+    started = time.perf_counter()
     for node in order:
         if all(id(t) in values for t in node.outputs) and node.outputs:
             continue
+        begun = time.perf_counter()
         results = evaluate(node, [values[id(t)] for t in node.inputs], state, sizes)
+        if trace is not None:
+            now = time.perf_counter()
+            trace.add(node.op.name, begun - started, now - begun, 1, (node.loc,))
         for t, value in zip(node.outputs, results, strict=True):
             values[id(t)] = value
         for t in node.inputs:  # drop what nobody will read again
@@ -93,10 +104,15 @@ class ReferenceExecutable:
         self.variables = program.variables()
 
     def run(
-        self, inputs: Sequence[Array], state: Sequence[Array], sizes: Sizes, threads: int
+        self,
+        inputs: Sequence[Array],
+        state: Sequence[Array],
+        sizes: Sizes,
+        threads: int,
+        trace: Trace | None = None,
     ) -> list[Array]:
         by_node = {v.node.id: a for v, a in zip(self.variables, state, strict=True)}
-        fetched, updated = interpret(self.program, inputs, by_node, sizes)
+        fetched, updated = interpret(self.program, inputs, by_node, sizes, trace)
         copies = [np.array(a, order="C") for a in fetched]
         fresh = [np.array(a) for a in updated]
         for (variable, _), value in zip(self.program.updates, fresh, strict=True):

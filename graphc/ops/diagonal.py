@@ -42,7 +42,8 @@ def diagonal(x: Any, offset: int = 0, axis1: int | None = None, axis2: int | Non
     least = dims.minimum(dims.add(rows, -down), dims.add(columns, -right))
     length = dims.maximum(least, 0)
     # before: rows x columns   after: the square whose main diagonal is the wanted one
-    start = (*(0 for _ in x.dims[2:]), down, right) if length != 0 else (0,) * rank
+    corner = (down and dims.minimum(down, rows), right and dims.minimum(right, columns))
+    start = (*(0 for _ in x.dims[2:]), *corner)
     square = slice_axes(x, start, (*x.dims[:-2], length, length))
     kept = sum(where(_on_diagonal(length), square, 0), axis=-1)
     return astype(kept, x.dtype)

@@ -11,16 +11,18 @@ import numpy as np
 
 from graphc.kernel import Expr
 from graphc.node import Tensor
-from graphc.ops.arithmetic import abs, astype, equal, less_equal, maximum, minimum, where
+from graphc.ops.arithmetic import abs, astype, equal, less_equal, maximum, where
 from graphc.ops.define import (
     NOT_DIFFERENTIABLE,
     ScalarBuilder,
     as_tensor,
     as_tensors,
+    constant,
     elementwise,
+    promoted,
 )
 from graphc.ops.reduce import all as reduce_all
-from graphc.types import INTEGERS, NUMBERS, bool_
+from graphc.types import INTEGERS, NUMBERS, DType, bool_
 
 _BITS = (*INTEGERS, bool_)
 
@@ -209,6 +211,15 @@ _clip = elementwise(
 )
 
 
+def _limits(dtype: DType) -> tuple[Tensor, Tensor]:
+    if dtype.is_float:
+        return constant(-np.inf, dtype), constant(np.inf, dtype)
+    if dtype.is_bool:
+        return constant(False), constant(True)
+    info = np.iinfo(dtype.numpy)
+    return constant(int(info.min), dtype), constant(int(info.max), dtype)
+
+
 def clip(x: Any, low: Any = None, high: Any = None, name: str | None = None) -> Tensor:
     """x limited to [low, high]; None leaves a side open.  At a bound the gradient is 1."""
     if low is None and high is None:
@@ -216,9 +227,8 @@ def clip(x: Any, low: Any = None, high: Any = None, name: str | None = None) -> 
     if low is None or high is None:
         # an open side is the widest bound, so that the gradient at the other one is that of clip
         x, bound = promoted("clip", as_tensors(x, high if low is None else low))
-        widest = np.inf if x.dtype.is_float else np.iinfo(x.dtype.numpy).max
-        least = -np.inf if x.dtype.is_float else np.iinfo(x.dtype.numpy).min
-        low, high = (constant(least, x.dtype), bound) if low is None else (bound, widest)
+        least, most = _limits(x.dtype)
+        low, high = (least, bound) if low is None else (bound, most)
     return _clip(x, low, high, name=name)
 
 

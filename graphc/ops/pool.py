@@ -13,6 +13,7 @@ Imports: ops.define, ops.windows, graph, nest, dims, types.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,9 +39,12 @@ from graphc.ops.windows import (
     unpadded,
     window_slices,
 )
-from graphc.types import FLOATS, NUMBERS, DType, TensorType, int32
+from graphc.types import FLOATS, NUMBERS, DType, TensorType, int32, int64
 
 Types = Sequence[TensorType]
+UNROLLED_WINDOW = 16
+"""Elements of a window that are compared one by one instead of in a loop."""
+
 _WINDOW = ("window", "strides", "pads")
 
 
@@ -63,6 +67,15 @@ def _inside(axes: Sequence[int], offsets: Sequence[int], strides: Any, pads: Any
     spatial = [
         at((a, s), o, shift=dims.mul(-1, p[0]), guarded=not unpadded(p))
         for a, o, s, p in zip(axes[1:-1], offsets, strides, pads, strict=True)
+    ]
+    return [at(axes[0]), *spatial, at(axes[-1])]
+
+
+def _inside_at(axes: Sequence[int], element: Sequence[int], strides: Any, pads: Any) -> list[Index]:
+    """Positions in the input of the element at a constant position in the windows at `axes`."""
+    spatial = [
+        at((a, s), shift=dims.add(e, dims.mul(-1, p[0])), guarded=not unpadded(p))
+        for a, e, s, p in zip(axes[1:-1], element, strides, pads, strict=True)
     ]
     return [at(axes[0]), *spatial, at(axes[-1])]
 
@@ -135,11 +148,38 @@ def _infer_max_pool(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 def _lower_max_pool(nest: Nest, window: Any, strides: Any, pads: Any, sizes: Any) -> None:
     axes = nest.parallel()
+    if all(isinstance(k, int) for k in window) and 0 < math.prod(window) <= UNROLLED_WINDOW:
+        best, which = _first_best(nest, axes, window, strides, pads)
+        nest.result(0, best)
+        nest.result(1, which)
+        return
     offsets = [nest.reduce(k) for k in window]
     x = nest.load(0, _inside(axes, offsets, strides, pads), fill=_lowest(nest.inputs[0].dtype))
     best, which = nest.accumulate_all([("max", x), ("argmax", x)], over=offsets)
     nest.result(0, best)
     nest.result(1, Expr("cast", (which,), None, int32))
+
+
+def _first_best(
+    nest: Nest, axes: Sequence[int], window: Sequence[int], strides: Any, pads: Any
+) -> tuple[Expr, Expr]:
+    """The maximum and its number in the window, element after element; the first NaN wins."""
+    s = ScalarBuilder()
+    dtype = nest.inputs[0].dtype
+    best: Expr | None = None
+    which = Expr("const", (), 0, int32)
+    for number, element in enumerate(np.ndindex(*window)):
+        x = nest.load(0, _inside_at(axes, element, strides, pads), fill=_lowest(dtype))
+        if best is None:
+            best = x
+            continue
+        better = s.gt(x, best)
+        if dtype.is_float:
+            better = s.or_(better, s.and_(s.ne(x, x), s.eq(best, best)))
+        best = s.select(better, x, best)
+        which = s.select(better, Expr("const", (), number, int32), which)
+    assert best is not None
+    return best, which
 
 
 def _max_pool_reference(attrs: Attrs, x: Any) -> Any:
@@ -186,7 +226,35 @@ def _flat(nest: Nest, offsets: Sequence[int], window: Sequence[DimLike]) -> Expr
     return Expr("cast", (total,), None, int32)
 
 
+def _tiles(nest: Nest, window: Any, strides: Any, pads: Any, sizes: Any) -> bool:
+    """Whether the windows of operand 0 cover the result once, without gap or overlap."""
+    rules = zip(nest.shape_of(0)[1:-1], window, strides, pads, sizes, strict=True)
+    return all(
+        isinstance(k, int) and k == s and unpadded(p) and dims.mul(n, k) == size
+        for n, k, s, p, size in rules
+    )
+
+
+def _scatter_tiles(nest: Nest, window: Sequence[int]) -> None:
+    """Each position is in one window: no search for the windows around it."""
+    pieces = nest.parallel_pieces((1, *window, 1))
+    where = [at(axis) for axis, _ in pieces]
+    offsets = [offset for _, offset in pieces[1:-1]]
+    s = ScalarBuilder()
+    g, which = nest.load(0, where), nest.load(1, where)
+    number = Expr("const", (), 0, int64)
+    for offset, k in zip(offsets, window, strict=True):
+        number = number * k
+        if offset is not None:
+            number = number + nest.axis(offset)
+    chosen = s.eq(which, Expr("cast", (number,), None, int32))
+    nest.result(0, s.select(chosen, g, s.const(0, g)))
+
+
 def _lower_scatter(nest: Nest, window: Any, strides: Any, pads: Any, sizes: Any) -> None:
+    if _tiles(nest, window, strides, pads, sizes):
+        _scatter_tiles(nest, window)
+        return
     axes = nest.parallel()
     offsets = [nest.reduce(k) for k in window]
     where = _around(axes, offsets, strides, pads)

@@ -36,7 +36,7 @@ def lower_loop(fusion: Fusion, group: Group) -> list[LoweredStep]:
 
 
 @dataclass
-class _Axes:
+class Axes:
     """Kernel axes: maximal runs of domain axes that every access treats as one."""
 
     extents: list[DimLike]
@@ -45,7 +45,7 @@ class _Axes:
     par: tuple[int, ...]
 
 
-def merge_axes(shape: Shape, red: Sequence[int], strides: Sequence[Strides]) -> _Axes:
+def merge_axes(shape: Shape, red: Sequence[int], strides: Sequence[Strides]) -> Axes:
     """Merge adjacent axes wherever all strides allow; axes of size 1 vanish."""
     runs: list[list[int]] = []
     for a, d in enumerate(shape):
@@ -62,7 +62,7 @@ def merge_axes(shape: Shape, red: Sequence[int], strides: Sequence[Strides]) -> 
     extents = [dims.product(shape[a] for a in run) for run in runs]
     reduced = tuple(j for j, run in enumerate(runs) if run[0] in red)
     par = tuple(j for j in range(len(runs)) if j not in reduced)
-    return _Axes(extents, [run[-1] for run in runs], reduced, par)
+    return Axes(extents, [run[-1] for run in runs], reduced, par)
 
 
 class _Loop:
@@ -285,7 +285,7 @@ class _Final(_Loop):
         strides.append(contiguous(self.shape))
         self.axes = merge_axes(self.shape, self.red, strides)
         if not self.axes.red:  # a single chunk, known beforehand
-            self.axes = _Axes(
+            self.axes = Axes(
                 [1, *self.axes.extents],
                 [0, *self.axes.last],
                 (0,),

@@ -19,7 +19,8 @@ UNROLL = 2
 class Tile:
     """A register tile and the byte strides of the operands and of C around it.
 
-    `b_masks`, one per vector, say that B is read in place.
+    `b_masks`, one per vector, say that B is read in place.  `half`: the last vector has only half
+    the lanes, because no column needs the others.
     """
 
     rows: int
@@ -32,42 +33,111 @@ class Tile:
     b_step: int | str
     c_row: int
     b_masks: tuple[str, ...] = ()
+    half: bool = False
 
-    @property
-    def vector(self) -> str:
-        return f"<{self.lanes} x {self.scalar}>"
+    def width(self, v: int) -> int:
+        """Lanes of vector v of a row."""
+        return self.lanes // 2 if self.half and v == self.vectors - 1 else self.lanes
+
+    def vector(self, v: int) -> str:
+        return f"<{self.width(v)} x {self.scalar}>"
 
     @property
     def vector_bytes(self) -> int:
         return self.lanes * self.itemsize
 
+    def aligned(self, v: int) -> int:
+        """Alignment of vector v of a row in packed memory."""
+        return self.width(v) * self.itemsize
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Steps of k in runs; those no row of the tile needs are skipped.
+
+    `count` runs: `lengths` points to the first one's i64 length, `stride` bytes from one to the
+    next; `needed` points to an i8 per run.
+    """
+
+    count: str
+    lengths: str
+    stride: int
+    needed: str
+
 
 def emit_tile(
-    f: FunctionText, t: Tile, a: str, b: str, c: str, depth: tuple[str, str], first: str
+    f: FunctionText,
+    t: Tile,
+    a: str,
+    b: str,
+    c: str,
+    depth: str | Runs,
+    first: str,
 ) -> None:
     """C tile = (0 if `first` else C tile) + sum over k of A panel * B panel.
 
-    `depth` is the number of steps and the part of it that is a multiple of UNROLL.
+    `depth` is the number of steps, or the runs they come in.
     """
     sums = _initial(f, t, c, first)
-    steps, unrolled = depth
-    types = [("ptr", a), ("ptr", b)]
-    loop = f.open_loop(0, unrolled, UNROLL, [*types, *((t.vector, x) for x in sums)])
+    if isinstance(depth, Runs):
+        sums = _sum_runs(f, t, a, b, depth, sums)
+    else:
+        sums = _sum_steps(f, t, a, b, depth, sums)
+    for (place, v), x in zip(_places(t), sums, strict=True):
+        f.emit(f"store {t.vector(v)} {x}, ptr {f.offset(c, place)}, align {t.aligned(v)}")
+
+
+def _sum_runs(f: FunctionText, t: Tile, a: str, b: str, runs: Runs, sums: list[str]) -> list[str]:
+    """Add the runs some row needs."""
+    pointers = [("ptr", p) for p in (a, b, runs.lengths, runs.needed)]
+    loop = f.open_loop(0, runs.count, 1, [*pointers, *_typed(t, sums)])
+    a, b, lengths, needed = loop.carried[:4]
+    before = loop.carried[4:]
+    length = f.value(f"load i64, ptr {lengths}, align 8")
+    some = f.value(f"icmp ne i8 {f.value(f'load i8, ptr {needed}, align 1')}, 0")
+    skipping, run, after = f.block, f.fresh("run"), f.fresh("after")
+    f.branch_if(some, run, after)
+    f.label(run)
+    added = _sum_steps(f, t, a, b, length, before)
+    end = f.block
+    f.branch(after)
+    f.label(after)
+    sums = [
+        f.value(f"phi {kind} [ {x}, %{skipping} ], [ {y}, %{end} ]")
+        for (kind, x), y in zip(_typed(t, before), added, strict=True)
+    ]
+    following = [
+        f.offset(a, f.mul(length, t.a_step)),
+        f.offset(b, f.mul(length, t.b_step)),
+        f.offset(lengths, runs.stride),
+        f.offset(needed, 1),
+    ]
+    return f.close_loop(loop, [*following, *sums])[4:]
+
+
+def _sum_steps(f: FunctionText, t: Tile, a: str, b: str, steps: str, sums: list[str]) -> list[str]:
+    """Add consecutive steps of k."""
+    unrolled = f.value(f"and i64 {steps}, {-UNROLL}")
+    pointers = [("ptr", a), ("ptr", b)]
+    loop = f.open_loop(0, unrolled, UNROLL, [*pointers, *_typed(t, sums)])
     a, b, sums = loop.carried[0], loop.carried[1], loop.carried[2:]
     for u in range(UNROLL):
         sums = _step(f, t, f.offset(a, u * t.a_step), f.offset(b, f.mul(u, t.b_step)), sums)
     following = [f.offset(a, UNROLL * t.a_step), f.offset(b, f.mul(UNROLL, t.b_step))]
     a, b, *sums = f.close_loop(loop, [*following, *sums])
-    loop = f.open_loop(unrolled, steps, 1, [("ptr", a), ("ptr", b), *((t.vector, x) for x in sums)])
+    loop = f.open_loop(unrolled, steps, 1, [("ptr", a), ("ptr", b), *_typed(t, sums)])
     a, b, sums = loop.carried[0], loop.carried[1], loop.carried[2:]
     sums = _step(f, t, a, b, sums)
-    sums = f.close_loop(loop, [f.offset(a, t.a_step), f.offset(b, t.b_step), *sums])[2:]
-    for place, x in zip(_places(t), sums, strict=True):
-        f.emit(f"store {t.vector} {x}, ptr {f.offset(c, place)}, align {t.vector_bytes}")
+    return f.close_loop(loop, [f.offset(a, t.a_step), f.offset(b, t.b_step), *sums])[2:]
 
 
-def _places(t: Tile) -> list[int]:
-    return [r * t.c_row + v * t.vector_bytes for r in range(t.rows) for v in range(t.vectors)]
+def _places(t: Tile) -> list[tuple[int, int]]:
+    """Byte offset in C and vector number of each accumulator."""
+    return [(r * t.c_row + v * t.vector_bytes, v) for r in range(t.rows) for v in range(t.vectors)]
+
+
+def _typed(t: Tile, sums: list[str]) -> list[tuple[str, str]]:
+    return [(t.vector(v), x) for (_, v), x in zip(_places(t), sums, strict=True)]
 
 
 def _initial(f: FunctionText, t: Tile, c: str, first: str) -> list[str]:
@@ -75,14 +145,14 @@ def _initial(f: FunctionText, t: Tile, c: str, first: str) -> list[str]:
     f.branch_if(first, start, again)
     f.label(again)
     partial = [
-        f.value(f"load {t.vector}, ptr {f.offset(c, place)}, align {t.vector_bytes}")
-        for place in _places(t)
+        f.value(f"load {t.vector(v)}, ptr {f.offset(c, place)}, align {t.aligned(v)}")
+        for place, v in _places(t)
     ]
     f.branch(start)
     f.label(start)
     return [
-        f.value(f"phi {t.vector} [ zeroinitializer, %{before} ], [ {x}, %{again} ]")
-        for x in partial
+        f.value(f"phi {kind} [ zeroinitializer, %{before} ], [ {x}, %{again} ]")
+        for kind, x in _typed(t, partial)
     ]
 
 
@@ -93,16 +163,16 @@ def _step(f: FunctionText, t: Tile, a: str, b: str, sums: list[str]) -> list[str
     for r in range(t.rows):
         address = f.offset(a, r * t.a_row)
         one = f.value(f"load {t.scalar}, ptr {address}, align {t.itemsize}")
-        row = f.splat(t.scalar, one, t.lanes)
+        rows = {n: f.splat(t.scalar, one, n) for n in {t.width(v): 0 for v in range(t.vectors)}}
         for v in range(t.vectors):
-            at = r * t.vectors + v
-            following.append(f.intrinsic("fma", t.scalar, row, columns[v], sums[at], lanes=t.lanes))
+            n, at = t.width(v), r * t.vectors + v
+            following.append(f.intrinsic("fma", t.scalar, rows[n], columns[v], sums[at], lanes=n))
     return following
 
 
 def _column(f: FunctionText, t: Tile, address: str, v: int) -> str:
     if not t.b_masks:
-        return f.value(f"load {t.vector}, ptr {address}, align {t.vector_bytes}")
+        return f.value(f"load {t.vector(v)}, ptr {address}, align {t.aligned(v)}")
     return masked_load(f, t, address, t.b_masks[v])
 
 

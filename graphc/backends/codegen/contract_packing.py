@@ -71,6 +71,40 @@ def pack_copies(
     f.close_loop(rows, [f.offset(at, stride)])
 
 
+def pack_needed(
+    f: FunctionText,
+    p: Packer,
+    outer: Table,
+    outer_range: tuple[str, str],
+    inner: Table,
+    destination: str,
+    stride: int,
+    needed: str,
+) -> None:
+    """Copy the rows of a tile as `pack_copies` does, except runs that lie outside in all of them.
+
+    `needed` (an i8 per run) notes which runs were copied.
+    """
+    runs = f.open_loop(0, inner.rows, 1, [("ptr", destination)])
+    at = runs.carried[0]
+    record, length = inner.read(f, runs.index)
+    record = sum_records(f, p.origin, record)
+    rows = f.open_loop(*outer_range, 1, [("i1", "false")])
+    _, inside = p.operand.locate(f, record, outer.read(f, rows.index)[0])
+    some = f.close_loop(rows, [f.value(f"or i1 {rows.carried[0]}, {inside}")])[0]
+    f.emit(f"store i8 {f.value(f'zext i1 {some} to i8')}, ptr {f.offset(needed, runs.index)}")
+    copy, after = f.fresh("copy"), f.fresh("after")
+    f.branch_if(some, copy, after)
+    f.label(copy)
+    rows = f.open_loop(*outer_range, 1, [("ptr", at)])
+    source, inside = p.operand.locate(f, record, outer.read(f, rows.index)[0])
+    _copy_or_clear(f, p, source, rows.carried[0], length, inside)
+    f.close_loop(rows, [f.offset(rows.carried[0], stride)])
+    f.branch(after)
+    f.label(after)
+    f.close_loop(runs, [f.offset(at, f.mul(length, p.itemsize))])
+
+
 def _copy_runs(f: FunctionText, p: Packer, position: Record, inner: Table, at: str) -> None:
     runs = f.open_loop(0, inner.rows, 1, [("ptr", at)])
     at = runs.carried[0]

@@ -7,13 +7,20 @@ Imports: targets, contract_access, kernel, dims.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
-from graphc.backends.codegen.contract_access import Group, fused_axes, guarded, run_length
+from graphc.backends.codegen.contract_access import (
+    Group,
+    fused_axes,
+    guarded,
+    guards_axis,
+    run_length,
+)
 from graphc.backends.codegen.targets import Target
 from graphc.dims import DimLike, ceildiv, maximum, minimum, product
-from graphc.kernel import Access, Contraction
+from graphc.kernel import Access, Contraction, Term
 
 UNKNOWN_SIZE = 256
 """What tiling assumes of a size known only at run time."""
@@ -23,6 +30,12 @@ DEPTH = 256
 
 SPREAD_ROWS = 32
 """Fewest rows worth a block of their own when the number of rows is known only at run time."""
+
+SKIPPED_RUN = 8
+"""Fewest steps of k in a run worth a test whether to skip it."""
+
+SKIPPED_SHARE = 0.1
+"""Share of A that must lie outside its guards before runs are tested."""
 
 SCRATCH_BYTES = 544 * 1024
 """Stack a block may use for its packed slices and its tile of C."""
@@ -60,6 +73,8 @@ class Tiling:
     block_cols: int
     depth: int
     spread: int  # blocks along rows of unknown number, as long as each has SPREAD_ROWS
+    half: bool  # the last vector of a tile has half the lanes
+    skips: bool  # runs of k that lie outside for every row of a tile are skipped
 
     @property
     def tile_cols(self) -> int:
@@ -92,12 +107,18 @@ def tile(c: Contraction, target: Target) -> Tiling:
     rows, cols, left, right = m, n, c.a, c.b
     if _orientation_cost(c, n, m, lanes) < _orientation_cost(c, m, n, lanes):
         rows, cols, left, right = n, m, c.b, c.a
-    tile_rows, vectors = _register_tile(assumed_size(rows), assumed_size(cols), lanes, target)
+    tile_rows, vectors = _register_tile(assumed_size(rows), cols.size, lanes, target)
+    half = _half(cols.size, vectors, lanes)
+    pack_left = _packing(left, rows, k, broadcast=True)
+    skips = _needed_share(c, left, rows, k) < 1
+    if skips:
+        rows = _guards_first(left, rows)
     pack_right = _packing(right, cols, k, broadcast=False)
     if _reads_in_place(right, rows, cols, k):
+        half = False
         pack_right = Packing("direct", len(cols.axes))
         vectors = min(8 // tile_rows, max(-(-assumed_size(cols) // lanes), 1))
-    depth = _depth(k)
+    depth = _depth(k, pack_left.fused if skips else 0)
     block_rows, block_cols = _block(
         assumed_size(rows),
         assumed_size(cols),
@@ -112,7 +133,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         cols,
         left,
         right,
-        _packing(left, rows, k, broadcast=True),
+        pack_left,
         pack_right,
         lanes,
         tile_rows,
@@ -121,6 +142,8 @@ def tile(c: Contraction, target: Target) -> Tiling:
         block_cols,
         depth,
         _spread(rows, cols, block_cols),
+        half,
+        skips,
     )
 
 
@@ -139,6 +162,7 @@ def _orientation_cost(c: Contraction, rows: Group, cols: Group, lanes: int) -> f
     left, right = (c.a, c.b) if rows == m else (c.b, c.a)
     depth, size = assumed_size(k), max(assumed_size(cols), 1)
     padding = -(-size // lanes) * lanes / size if isinstance(cols.size, int) else 1.1
+    padding *= _needed_share(c, left, rows, k)
     store = c.stores[0].access if c.stores else c.a
     contiguous = fused_axes(store, cols) == len(cols.axes)
     cost = depth / 16 * padding + (0.5 if contiguous else 5)
@@ -159,17 +183,24 @@ def _run_cycles(access: Access, free: Group, k: Group) -> float:
     return 6.0 if score < 4 else 12 / score - 0.75
 
 
-def _register_tile(rows: int, cols: int, lanes: int, target: Target) -> tuple[int, int]:
+def _half(cols: DimLike, vectors: int, lanes: int) -> bool:
+    """Whether the last vector of the only column of tiles is at most half full."""
+    unused = vectors * lanes - cols if isinstance(cols, int) else 0
+    return lanes >= 4 and lanes // 2 <= unused < lanes
+
+
+def _register_tile(rows: int, cols: DimLike, lanes: int, target: Target) -> tuple[int, int]:
     """The tile that wastes least on the edges; tall ones are packed in fewer pieces."""
     best = (float("inf"), 1, 1)
-    vectors_needed = max(-(-cols // lanes), 1)
+    vectors_needed = max(-(-assumed(cols) // lanes), 1)
     for vectors in (2, 3, 4, 1):
         if vectors > len(target.rows) or vectors > vectors_needed:
             continue
         tallest = target.rows[vectors - 1]
         tiles = max(-(-rows // tallest), 1)
         height = max(-(-rows // tiles), 1)
-        padded = tiles * height * -(-vectors_needed // vectors) * vectors
+        wide = -(-vectors_needed // vectors) * vectors - 0.5 * _half(cols, vectors, lanes)
+        padded = tiles * height * wide
         loads = 1 + 0.12 / vectors + 0.2 / height
         idle = max(4 / (height * vectors), 1)  # chains that hide the latency
         cost = padded * loads * idle
@@ -193,13 +224,53 @@ def _reads_in_place(right: Access, rows: Group, cols: Group, k: Group) -> bool:
     return len(moving) <= 1 and fused_axes(right, cols) == len(cols.axes)
 
 
-def _depth(k: Group) -> int:
+def _needed_share(c: Contraction, left: Access, rows: Group, k: Group) -> float:
+    """The share of A inside its guards if runs outside are skipped, 1 if they are not: they are
+    where enough lies outside, in runs long enough, for testing them to pay."""
+    packing = _packing(left, rows, k, broadcast=True)
+    run = product(k.extents[len(k.extents) - packing.fused :])
+    if packing.mode != "rows" or not guarded(left) or assumed(run) < SKIPPED_RUN:
+        return 1.0
+    share = math.prod(_inside(c, term) for term in guarded(left))
+    return share if share < 1 - SKIPPED_SHARE else 1.0
+
+
+def _inside(c: Contraction, term: Term) -> float:
+    """The share of index combinations for which a guarded index is inside (1 where unknown)."""
+    extents = [c.axes[axis] for axis, _ in term.axes]
+    known = [n for n in (*extents, term.limit, term.shift) if isinstance(n, int)]
+    if len(known) < len(extents) + 2 or math.prod(assumed(n) for n in extents) > 1 << 14:
+        return 1.0
+    assert isinstance(term.limit, int)
+    total = inside = 0
+    for index in itertools.product(*(range(assumed(n)) for n in extents)):
+        numerator = assumed(term.shift)
+        for i, (_, coef) in zip(index, term.axes, strict=True):
+            numerator += i * assumed(coef)
+        total += 1
+        inside += numerator % term.div == 0 and 0 <= numerator // term.div < term.limit
+    return inside / max(total, 1)
+
+
+def _guards_first(left: Access, rows: Group) -> Group:
+    """The row axes that guards depend on outside the others: then rows of a tile, which follow
+    each other along the last axis, are mostly inside or outside together."""
+    order = sorted(
+        zip(rows.axes, rows.extents, strict=True), key=lambda pair: not guards_axis(left, pair[0])
+    )
+    return Group(tuple(a for a, _ in order), tuple(e for _, e in order))
+
+
+def _depth(k: Group, fused: int) -> int:
+    """Steps of k in a packed slice: of whole runs of the `fused` last axes where those fit."""
     size = k.size
     if not isinstance(size, int):
         return DEPTH
-    slices = max(-(-size // DEPTH), 1)
+    run = product(k.extents[len(k.extents) - fused :])
+    unit = run if isinstance(run, int) and 4 < run <= DEPTH else 4
+    slices = max(-(-size // (DEPTH // unit * unit)), 1)
     steps = -(-size // slices)
-    return max(-(-steps // 4) * 4, 4)
+    return max(-(-steps // unit) * unit, 4)
 
 
 def _block(

@@ -20,8 +20,14 @@ from graphc.backends.codegen.contract_access import (
     sum_records,
 )
 from graphc.backends.codegen.contract_epilogue import Epilogue, Place
-from graphc.backends.codegen.contract_microkernel import UNROLL, Tile, emit_tile, lanes_below
-from graphc.backends.codegen.contract_packing import Columns, Packer, pack_copies, pack_transposed
+from graphc.backends.codegen.contract_microkernel import Runs, Tile, emit_tile, lanes_below
+from graphc.backends.codegen.contract_packing import (
+    Columns,
+    Packer,
+    pack_copies,
+    pack_needed,
+    pack_transposed,
+)
 from graphc.backends.codegen.contract_tiling import (
     SPREAD_ROWS,
     Packing,
@@ -103,6 +109,7 @@ class _Emitter:
             "left k": 8 * left_words * t.depth,
             "right free": 8 * right_words * t.block_cols,
             "right k": 8 * right_words * t.depth,
+            "needed": t.block_rows // t.tile_rows * t.depth if t.skips else 0,
         }
         total = sum(-(-n // 64) * 64 for n in needed.values())
         memory = f.value(f"alloca [{total} x i8], align 64")
@@ -202,10 +209,23 @@ class _Emitter:
     def _pack_left(self, p: Packer, depth: str) -> None:
         f, t = self.f, self.t
         free, k = self.left_tables
+        if t.skips:
+            self._pack_needed(p, free, k)
+            return
         if t.pack_left.mode == "rows":
             pack_copies(f, p, free, ("0", self.rows), k, self.scratch["a"], self.a_row, None)
             return
         self._pack_panels(p, free, k, depth, self.row0, self.rows, t.tile_rows, "a", self.a_panel)
+
+    def _pack_needed(self, p: Packer, free: Table, k: Table) -> None:
+        """Pack row by row, noting for each row of tiles which runs of k it needs."""
+        f, t = self.f, self.t
+        start = [("ptr", self.scratch["a"]), ("ptr", self.scratch["needed"])]
+        tiles = f.open_loop(0, self.rows, t.tile_rows, start)
+        at, needed = tiles.carried
+        rows = (tiles.index, f.smin(f.add(tiles.index, t.tile_rows), self.rows))
+        pack_needed(f, p, free, rows, k, at, self.a_row, needed)
+        f.close_loop(tiles, [f.offset(at, self.a_panel), f.offset(needed, t.depth)])
 
     def _pack_right(self, p: Packer, depth: str) -> None:
         f, t = self.f, self.t
@@ -261,10 +281,13 @@ class _Emitter:
     def _multiply(self, depth: str, first: str, in_place: str | None) -> None:
         """Run the register tile over the block; `in_place` is where B lies if it is not packed."""
         f, t = self.f, self.t
-        unrolled = f.value(f"and i64 {depth}, {-UNROLL}")
-        start = [("ptr", self.scratch["a"]), ("ptr", self.scratch["c"])]
+        start = [("ptr", self.scratch[what]) for what in ("a", "c", "needed")]
         down = f.open_loop(0, self.rows, t.tile_rows, start)
-        a, c = down.carried
+        a, c, needed = down.carried
+        steps: str | Runs = depth
+        if t.skips:
+            k = self.left_tables[1]
+            steps = Runs(k.rows, f.offset(k.memory, k.width - 8), k.width, needed)
         across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", in_place or self.scratch["b"])])
         b = across.carried[0]
         at = f.offset(c, f.mul(across.index, self.itemsize))
@@ -278,10 +301,11 @@ class _Emitter:
             masks = tuple(lanes_below(f, shape, n) for n in left)
             shape = replace(shape, b_step=step, b_masks=masks)
             panel = t.tile_cols * self.itemsize
-        emit_tile(f, shape, a, b, at, (depth, unrolled), first)
+        emit_tile(f, shape, a, b, at, steps, first)
         f.close_loop(across, [f.offset(b, panel)])
         below = t.tile_rows * self.c_row
-        f.close_loop(down, [f.offset(a, self.a_panel), f.offset(c, below)])
+        following = [f.offset(a, self.a_panel), f.offset(c, below), f.offset(needed, t.depth)]
+        f.close_loop(down, following)
 
     def _tile_shape(self) -> Tile:
         t = self.t
@@ -295,6 +319,7 @@ class _Emitter:
             self.a_step,
             self.b_step,
             self.c_row,
+            half=t.half,
         )
 
     # ---- the epilogue

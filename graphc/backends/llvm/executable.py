@@ -13,9 +13,11 @@ from graphc.backends.llvm.jit import JIT, default_jit
 from graphc.backends.llvm.memory import Array
 from graphc.backends.llvm.tables import Context, Layout, PlanTables, default_workers
 from graphc.backends.llvm.team import team
+from graphc.backends.llvm.traced import run_traced
 from graphc.dims import Sizes
 from graphc.errors import RunError
 from graphc.plan import Plan
+from graphc.trace import Trace
 
 BOUND_SIZES = 64
 """How many sets of sizes an executable remembers."""
@@ -56,7 +58,12 @@ class LLVMExecutable:
         self._clock = itertools.count(1)
 
     def run(
-        self, inputs: Sequence[Array], state: Sequence[Array], sizes: Sizes, threads: int
+        self,
+        inputs: Sequence[Array],
+        state: Sequence[Array],
+        sizes: Sizes,
+        threads: int,
+        trace: Trace | None = None,
     ) -> list[Array]:
         bound = self._bound.get(tuple(map(sizes.get, self._atoms)))
         if bound is None:
@@ -67,8 +74,13 @@ class LLVMExecutable:
             context = bound.idle.pop()
         except IndexError:
             context = Context(bound.layout)
-        context.enter([*inputs, *state, *outputs])
-        if team().run(context.address, threads):
+        arrays = [*inputs, *state, *outputs]
+        context.enter(arrays)
+        if trace is None:
+            failed = team().run(context.address, threads)
+        else:
+            failed = run_traced(self.plan, bound.layout, context, arrays, trace)
+        if failed:
             error = self._fault(context)
             bound.keep(context)
             raise error
