@@ -25,7 +25,6 @@ from graphc.custom import (
 )
 from graphc.derivatives import grad, hessian, jacobian, subgraph_grad
 from graphc.errors import GraphcError
-from graphc.explain import explain
 from graphc.function import Function, function
 from graphc.function_inputs import In, Out
 from graphc.graph import Graph, GraphKeys, get_default_graph, reset_default_graph
@@ -54,6 +53,23 @@ from graphc.ops.arithmetic import (
     subtract,
     where,
 )
+from graphc.ops.arrange import (
+    atleast_1d,
+    atleast_2d,
+    atleast_3d,
+    broadcast_arrays,
+    column_stack,
+    dstack,
+    fliplr,
+    flipud,
+    hstack,
+    moveaxis,
+    ravel,
+    rot90,
+    swapaxes,
+    vstack,
+)
+from graphc.ops.arrange import slice_ as slice
 from graphc.ops.check import (
     assert_true,
     check_numerics,
@@ -77,9 +93,11 @@ from graphc.ops.define import (
     constant,
 )
 from graphc.ops.diagonal import diag, diagonal, matrix_diag, trace
-from graphc.ops.einsum import dot, einsum, outer, tensordot
+from graphc.ops.einsum import dot, einsum, inner, outer, tensordot, vdot
 from graphc.ops.gather import (
     gather,
+    gather_nd,
+    put_along_axis,
     take,
     take_along_axis,
 )
@@ -164,6 +182,39 @@ from graphc.ops.math import (
     tanh,
     trunc,
 )
+from graphc.ops.nan import (
+    fmax,
+    fmin,
+    isneginf,
+    isposinf,
+    nan_to_num,
+    nanmax,
+    nanmean,
+    nanmin,
+    nansum,
+)
+from graphc.ops.numeric import (
+    add_n,
+    average,
+    corrcoef,
+    count_nonzero,
+    cov,
+    cross,
+    deg2rad,
+    degrees,
+    diff,
+    digitize,
+    heaviside,
+    kron,
+    logaddexp2,
+    logit,
+    ptp,
+    rad2deg,
+    radians,
+    searchsorted,
+    sequence_mask,
+    trapezoid,
+)
 from graphc.ops.reduce import (
     all,
     any,
@@ -175,7 +226,7 @@ from graphc.ops.reduce import (
     prod,
     sum,
 )
-from graphc.ops.scatter import scatter_add, scatter_update
+from graphc.ops.scatter import scatter_add, scatter_nd, scatter_update
 from graphc.ops.shape import broadcast_to, expand_dims, reshape, squeeze, transpose
 from graphc.ops.sizes import shape, size
 from graphc.ops.state import (
@@ -253,6 +304,7 @@ def get_collection(key: str, scope: str | None = None) -> list[_Any]:
 
 _LAZY_MODULES = ("export", "nn", "train")
 _LAZY_NAMES = {
+    "explain": "graphc.explanation",
     "freeze": "graphc.export",
     "load_graph": "graphc.export",
     "prune": "graphc.export",

@@ -5,10 +5,6 @@ Imports: passes.pipeline, backends (the LLVM one when first used: importing grap
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterator
-
 from graphc.backends.base import Executable
 from graphc.dims import DimLike
 from graphc.kernel import Contraction, Kernel, blocks
@@ -24,22 +20,6 @@ def blocks_of(kernel: Kernel) -> DimLike:
 
         return contraction_blocks(kernel)
     return blocks(kernel)
-
-
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Without the cyclic garbage collector inside the block.
-
-    Compiling makes hundreds of thousands of objects that all stay; looking them over again and
-    again costs a fifth of the time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def plan_cpu(program: Program, trace: Trace | None = None) -> tuple[Plan, Program]:

@@ -20,7 +20,7 @@ import numpy as np
 from graphc import nn, train
 from graphc.demo_figures import draw_confusion, draw_filters, draw_loss
 from graphc.dims import Sizes, atoms, evaluate
-from graphc.explain import explain
+from graphc.explanation import explain
 from graphc.graph import Graph
 from graphc.node import Node, Tensor
 from graphc.ops.arithmetic import astype, equal

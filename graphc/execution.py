@@ -7,8 +7,10 @@ Imports: feeds, graph, program, passes, backends, nan_guard, statistics.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +19,6 @@ import numpy as np
 from graphc import feeds, nan_guard
 from graphc.backends.base import Executable
 from graphc.backends.reference import ReferenceExecutable
-from graphc.compiler import collector_paused, compile_cpu
 from graphc.dims import Sizes
 from graphc.errors import FeedError, GraphTypeError, NonFiniteError, ShapeError
 from graphc.host_calls import compile_parts, has_host_calls
@@ -194,7 +195,29 @@ def _broadcasting(ranked: _Ranked, sizes: Sizes) -> Node | None:
     return None
 
 
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without the cyclic garbage collector inside the block.
+
+    Compiling makes hundreds of thousands of objects that all stay; looking them over again and
+    again costs a fifth of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 # ---- devices -----------------------------------------------------------------------------------
+
+
+def _cpu(program: Program) -> tuple[Executable, Program]:
+    from graphc.compiler import compile_cpu  # the passes take a while to import
+
+    return compile_cpu(program)
 
 
 def _reference(program: Program) -> tuple[Executable, Program]:
@@ -203,6 +226,6 @@ def _reference(program: Program) -> tuple[Executable, Program]:
 
 COMPILERS: dict[str, Callable[[Program], tuple[Executable, Program]]] = {
     "reference": _reference,
-    "cpu": compile_cpu,
+    "cpu": _cpu,
 }
 """device -> (program -> executable, the program it runs)."""

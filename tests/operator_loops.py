@@ -12,9 +12,9 @@ import numpy as np
 
 from graphc.backends.interpret import interpret_loop_kernel
 from graphc.builder import Builder, making_nodes_in
-from graphc.node import Node
 from graphc.kernel import Access, Expr, LoopKernel, Stage, Store, Term
 from graphc.nest import Nest, contiguous
+from graphc.node import Node
 from graphc.ops.define import ScalarBuilder
 from graphc.types import TensorType
 
@@ -66,7 +66,7 @@ def _nest_kernel(node: Node) -> LoopKernel:
     for output, expr in nest.results.items():
         shape = node.types[output].shape
         assert shape is not None
-        terms = tuple(Term(((a, 1),), s) for a, s in zip(nest.par, contiguous(shape), strict=True))
+        terms = tuple(Term(p, s) for p, s in zip(nest.places, contiguous(shape), strict=True))
         stores.append(Store(Access(len(types) + output, terms), expr))
     stages = list(nest.stages)
     if stores:

@@ -13,8 +13,8 @@ import graphc as gx
 from graphc import dims
 from graphc.contraction_maps import ContractionMaps, matmul_maps
 from graphc.errors import ShapeError
-from graphc.node import OPS
 from graphc.nest import Index
+from graphc.node import OPS
 from graphc.ops import convolution, pooling
 
 DEVICES = ("reference", "cpu")

@@ -95,9 +95,7 @@ def test_equal_sizes_are_one_object(tree: Tree) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(trees, bindings, st.sampled_from(NAMES))
-def test_substituting_a_number_is_binding_it(
-    tree: Tree, sizes: dict[str, int], name: str
-) -> None:
+def test_substituting_a_number_is_binding_it(tree: Tree, sizes: dict[str, int], name: str) -> None:
     d = build(tree)
     atom = Atom.of("symbol", name=name)
     partly = dims.substitute(d, {atom: sizes[name]})
@@ -128,9 +126,9 @@ def test_exact_division_is_checked_when_sizes_are_known() -> None:
     n = Atom.of("symbol", name="n")
     assert dims.mul(2, half) is N
     assert dims.evaluate(half, {n: 8}) == 4
-    with pytest.raises(ShapeError, match="^7 is not a multiple of 2$"):
+    with pytest.raises(ShapeError, match=r"^7 is not a multiple of 2$"):
         dims.evaluate(half, {n: 7})
-    with pytest.raises(ShapeError, match="^7 is not a multiple of 2$"):
+    with pytest.raises(ShapeError, match=r"^7 is not a multiple of 2$"):
         dims.exact_div(7, 2)
 
 
@@ -141,13 +139,13 @@ def test_broadcasting_two_unknown_sizes() -> None:
     assert dims.broadcast(N, 1) is N
     assert dims.broadcast(N, 5) == 5
     assert [dims.evaluate(both, {n: a, m: b}) for a, b in ((1, 4), (4, 1), (3, 3))] == [4, 4, 3]
-    with pytest.raises(ShapeError, match="^n = 2 and m = 3 do not broadcast$"):
+    with pytest.raises(ShapeError, match=r"^n = 2 and m = 3 do not broadcast$"):
         dims.evaluate(both, {n: 2, m: 3})
-    with pytest.raises(ShapeError, match="^2 and 3 do not broadcast$"):
+    with pytest.raises(ShapeError, match=r"^2 and 3 do not broadcast$"):
         dims.broadcast(2, 3)
 
 
 def test_a_fresh_size_equals_no_other() -> None:
     assert dims.fresh("n") is not dims.fresh("n")
-    with pytest.raises(ShapeError, match="^the size 'n' is not known$"):
+    with pytest.raises(ShapeError, match=r"^the size 'n' is not known$"):
         dims.evaluate(N, {})

@@ -31,7 +31,7 @@ def test_contraction_is_a_batched_matrix_product(dtype: DType) -> None:
     x = rng.integers(-9, 9, (2, 3, 5)).astype(dtype.numpy)
     y = rng.integers(-9, 9, (2, 5, 4)).astype(dtype.numpy)
     out = np.zeros(24, dtype.numpy)
-    sizes = {d: n for d, n in ((m, 3), (k, 5), (m * k, 15), (k * 4, 20), (m * 4, 12))}
+    sizes = {m: 3, k: 5, m * k: 15, k * 4: 20, m * 4: 12}
     interpret_contraction(kernel, [x.ravel(), y.ravel(), out], sizes)
     np.testing.assert_array_equal(out, (x @ y).ravel())
 

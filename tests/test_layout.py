@@ -17,7 +17,7 @@ cli demo demo_figures __main__
 graphc
 nn train export frontends onnx compat
 compiler execution nan_guard variable_store feeds fetches session function function_inputs shared
-    explain derivatives custom host_calls
+    explanation derivatives custom host_calls
 passes backends
 ops
 node builder graph program rewrite text parse parse_values verify

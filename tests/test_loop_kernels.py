@@ -315,9 +315,8 @@ def test_order_reducers_at_their_edges(name: str, dtype: DType) -> None:
         kernel = reduction(name, dtype, rows)
         source = data if rows else data.T
         outputs = zeros(6, kernel.bufs[1])
-        _, y = agree(
-            kernel, [np.ascontiguousarray(source).ravel(), outputs], dict(zip((n, m), source.shape))
-        )
+        sizes = dict(zip((n, m), source.shape, strict=True))
+        _, y = agree(kernel, [np.ascontiguousarray(source).ravel(), outputs], sizes)
         np.testing.assert_array_equal(y, getattr(np, name)(data, axis=1))
 
 

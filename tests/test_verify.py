@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc.errors import VerifyError
 from graphc.builder import Builder
+from graphc.errors import VerifyError
 from graphc.graph import Graph
-from graphc.node import OPS, Node, Tensor
 from graphc.location import UNKNOWN
+from graphc.node import OPS, Node, Tensor
 from graphc.passes.resolve_state import resolve_state
 from graphc.program import Program
 from graphc.types import TensorType, float32, float64

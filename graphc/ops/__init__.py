@@ -5,6 +5,7 @@ from __future__ import annotations
 from graphc.ops import (
     activation,
     arithmetic,
+    arrange,
     check,
     conv,
     convolution,
@@ -20,6 +21,8 @@ from graphc.ops import (
     logic,
     math,
     methods,
+    nan,
+    numeric,
     pool,
     pooling,
     random,
@@ -36,6 +39,7 @@ from graphc.ops import (
 __all__ = [
     "activation",
     "arithmetic",
+    "arrange",
     "check",
     "conv",
     "convolution",
@@ -51,6 +55,8 @@ __all__ = [
     "logic",
     "math",
     "methods",
+    "nan",
+    "numeric",
     "pool",
     "pooling",
     "random",

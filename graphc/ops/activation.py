@@ -1,6 +1,6 @@
 """Activation functions: one elementwise operator each, so that a layer's tail is one kernel.
 
-Imports: ops.define, ops.arithmetic, ops.math, graph, kernel, types.
+Imports: ops.define, ops.arithmetic, ops.join, ops.logic, ops.math, graph, kernel, types.
 """
 
 from __future__ import annotations
@@ -13,8 +13,19 @@ import numpy as np
 
 from graphc.kernel import Expr
 from graphc.node import Tensor
-from graphc.ops.arithmetic import abs, greater, less, negative, where
-from graphc.ops.define import Sample, Samples, ScalarBuilder, elementwise
+from graphc.ops.arithmetic import abs, divide, greater, less, less_equal, multiply, negative, where
+from graphc.ops.define import (
+    Sample,
+    Samples,
+    ScalarBuilder,
+    as_tensor,
+    as_tensors,
+    elementwise,
+    floated,
+    promoted,
+)
+from graphc.ops.join import concat, split
+from graphc.ops.logic import clip
 from graphc.ops.math import SPECIAL, erfc, exp, precise, square, tanh
 from graphc.types import FLOATS, SIGNED
 
@@ -103,6 +114,49 @@ selu = _activation(
     onnx="Selu",
     doc="The scaled ELU of self-normalizing networks.",
 )
+
+# ---- compositions ------------------------------------------------------------------------------
+
+
+def celu(x: Any, alpha: float = 1.0) -> Tensor:
+    """x where x > 0, else alpha * (exp(x / alpha) - 1)."""
+    return multiply(elu(divide(x, alpha)), alpha)
+
+
+def prelu(x: Any, slope: Any) -> Tensor:
+    """x where x > 0, else slope * x; the slope is a tensor, which broadcasts and is learned."""
+    x, slope = promoted("prelu", as_tensors(x, slope))
+    return where(greater(x, 0), x, slope * x)
+
+
+def crelu(x: Any, axis: int = -1) -> Tensor:
+    """relu(x) and relu(-x), joined along `axis`."""
+    x = as_tensor(x)
+    return relu(concat([x, negative(x)], axis))
+
+
+def glu(x: Any, axis: int = -1) -> Tensor:
+    """The first half of x along `axis`, gated by the sigmoid of the second."""
+    value, gate = split(x, 2, axis)
+    return value * sigmoid(gate)
+
+
+def hard_tanh(x: Any, low: float = -1.0, high: float = 1.0) -> Tensor:
+    """x limited to [low, high]."""
+    return clip(floated(as_tensor(x)), low, high)
+
+
+def hard_shrink(x: Any, threshold: float = 0.5) -> Tensor:
+    """0 where |x| <= threshold, else x."""
+    x = floated(as_tensor(x))
+    return where(less_equal(abs(x), threshold), 0, x)
+
+
+def soft_shrink(x: Any, threshold: float = 0.5) -> Tensor:
+    """x moved towards 0 by `threshold`, and 0 where it would change sign."""
+    x = floated(as_tensor(x))
+    return x - clip(x, -threshold, threshold)
+
 
 # ---- sigmoid and relatives ---------------------------------------------------------------------
 
@@ -254,18 +308,25 @@ gelu = elementwise(
 )
 
 __all__ = [
+    "celu",
+    "crelu",
     "elu",
     "gelu",
+    "glu",
+    "hard_shrink",
     "hard_sigmoid",
     "hard_swish",
+    "hard_tanh",
     "leaky_relu",
     "log_sigmoid",
     "mish",
+    "prelu",
     "relu",
     "relu6",
     "selu",
     "sigmoid",
     "silu",
+    "soft_shrink",
     "softplus",
     "softsign",
     "swish",

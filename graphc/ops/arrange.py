@@ -38,7 +38,7 @@ def _axis_list(axes: int | Sequence[int], rank: int) -> list[int]:
 
 
 def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
-    """x with the axes `source` moved to the positions `destination`; the others keep their order."""
+    """x with the axes `source` at the positions `destination`; the others keep their order."""
     x = as_tensor(x)
     rank = len(x.dims)
     moved, places = _axis_list(source, rank), _axis_list(destination, rank)

@@ -379,21 +379,15 @@ def elementwise(
     operator   it stands behind an operator of Python, as `add` does behind `+`
     attrs      further keyword parameters with their defaults
     """
-
-    def ref(attributes: Attrs, *arrays: Any) -> Any:
-        with np.errstate(all="ignore"):
-            return reference(*arrays, **attributes)
-
     if samples is None:
-        differentiable = vjp is not NOT_DIFFERENTIABLE
-        shapes, grads = _elementwise_calls(arity, result, differentiable)
+        calls, grads = _elementwise_calls(arity, result, vjp is not NOT_DIFFERENTIABLE)
         tested = tuple(d for d in dtypes if d.is_float) if to_float else dtypes
-        samples = Samples(shapes, low, high, edges, tested, grads, tolerance)
+        samples = Samples(calls, low, high, edges, tested, grads, tolerance)
     record = op(
         name,
         "elementwise",
         infer=elementwise_infer(name, result, dtypes),
-        reference=ref,
+        reference=_without_warnings(reference),
         vjp=vjp,
         lower=scalar,
         samples=samples,
@@ -403,10 +397,18 @@ def elementwise(
     )
     object.__setattr__(record, "commutative", commutative)
     function = _elementwise_function(record, arity, result, to_float, dict(attrs or {}))
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = doc or f"Elementwise {name}; operands broadcast as in NumPy."
     bind_function(record, function, *([name] if operator else []))
     return function
+
+
+def _without_warnings(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of arrays as the `reference` of a record."""
+
+    def evaluate(attrs: Attrs, *arrays: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return reference(*arrays, **attrs)
+
+    return evaluate
 
 
 def _elementwise_calls(
@@ -441,6 +443,10 @@ def _elementwise_function(
             tensors = promoted(record.name, tensors)
         return make(record, tensors, {**defaults, **kwargs}, name).outputs[0]
 
+    function.__name__ = function.__qualname__ = record.name
+    function.__doc__ = record.note or (
+        f"Elementwise {record.name}; operands broadcast as in NumPy."
+    )
     return function
 
 

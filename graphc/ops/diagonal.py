@@ -72,9 +72,7 @@ def diag(x: Any, k: int = 0) -> Tensor:
     return matrix_diag(x, k)
 
 
-def trace(
-    x: Any, offset: int = 0, axis1: int | None = None, axis2: int | None = None
-) -> Tensor:
+def trace(x: Any, offset: int = 0, axis1: int | None = None, axis2: int | None = None) -> Tensor:
     """The sum of the `offset`-th diagonal, over the last two axes unless others are given."""
     return sum(diagonal(x, offset, axis1, axis2), axis=-1)
 

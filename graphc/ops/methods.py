@@ -10,7 +10,7 @@ from typing import Any
 
 from graphc.node import METHODS, Tensor
 from graphc.ops.arithmetic import astype
-from graphc.ops.define import normalize_axis
+from graphc.ops.arrange import swapaxes
 from graphc.ops.diagonal import diagonal, trace
 from graphc.ops.einsum import dot
 from graphc.ops.gather import take
@@ -40,14 +40,6 @@ def _flatten(x: Tensor) -> Tensor:
     return reshape(x, (-1,))
 
 
-def _swapaxes(x: Tensor, axis1: int, axis2: int) -> Tensor:
-    rank = len(x.dims)
-    order = list(range(rank))
-    a, b = normalize_axis(axis1, rank), normalize_axis(axis2, rank)
-    order[a], order[b] = b, a
-    return transpose(x, order)
-
-
 METHODS.update(
     all=all,
     any=any,
@@ -72,7 +64,7 @@ METHODS.update(
     squeeze=squeeze,
     std=std,
     sum=sum,
-    swapaxes=_swapaxes,
+    swapaxes=swapaxes,
     take=take,
     trace=trace,
     transpose=_transpose,

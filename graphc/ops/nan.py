@@ -43,7 +43,7 @@ def fmin(x: Any, y: Any) -> Tensor:
 def nan_to_num(
     x: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
 ) -> Tensor:
-    """x with NaN replaced, and the infinities too: by the largest numbers of the dtype by default."""
+    """x with NaN replaced, and the infinities: by the largest numbers of the dtype by default."""
     x = as_tensor(x)
     if not x.dtype.is_float:
         return x

@@ -19,10 +19,10 @@ from graphc.ops.arithmetic import (
     astype,
     divide,
     equal,
-    greater_equal,
     less,
     less_equal,
     multiply,
+    negative,
     not_equal,
     subtract,
     where,
@@ -33,8 +33,7 @@ from graphc.ops.diagonal import diagonal
 from graphc.ops.index import getitem
 from graphc.ops.join import concat, stack
 from graphc.ops.linalg import matmul
-from graphc.ops.math import log2, sqrt
-from graphc.ops.math import logaddexp as _logaddexp
+from graphc.ops.math import log, log1p, logaddexp, sqrt
 from graphc.ops.reduce import max, mean, min, sum
 from graphc.ops.shape import broadcast_like, expand_dims, matrix_transpose, reshape
 from graphc.types import int64
@@ -65,13 +64,13 @@ def logaddexp2(x: Any, y: Any) -> Tensor:
     """log2(2**x + 2**y), without overflow."""
     x, y = promoted("logaddexp2", [floated(t) for t in as_tensors(x, y)])
     scale = math.log(2.0)
-    return divide(_logaddexp(multiply(x, scale), multiply(y, scale)), scale)
+    return divide(logaddexp(multiply(x, scale), multiply(y, scale)), scale)
 
 
 def logit(p: Any) -> Tensor:
     """log(p / (1 - p)), the inverse of the sigmoid."""
     p = floated(as_tensor(p))
-    return multiply(subtract(log2(p), log2(subtract(1, p))), math.log(2.0))
+    return subtract(log(p), log1p(negative(p)))
 
 
 # ---- sums --------------------------------------------------------------------------------------

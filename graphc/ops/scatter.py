@@ -1,6 +1,7 @@
-"""Functional updates at computed positions along the first axis.
+"""Functional updates at computed positions.
 
-Imports: ops.define, ops.indexed, ops.shape, ops.arithmetic, ops.create, graph, nest, dims, types.
+Imports: ops.define, ops.indexed, ops.join, ops.shape, ops.sizes, ops.arithmetic, ops.create, graph,
+nest, dims, types.
 """
 
 from __future__ import annotations
@@ -12,24 +13,36 @@ import numpy as np
 
 from graphc import dims
 from graphc.constraints import require_equal
-from graphc.errors import ShapeError
+from graphc.errors import GraphTypeError, ShapeError
 from graphc.graph import make
 from graphc.nest import Nest, at
 from graphc.node import Attrs, Tensor
-from graphc.ops.arithmetic import add, equal, where
+from graphc.ops.arithmetic import add, equal, multiply, where
 from graphc.ops.create import iota
 from graphc.ops.define import (
     Sample,
     Samples,
+    as_tensor,
     as_tensors,
     bind_function,
     constant,
+    normalize_axis,
     op,
     promoted,
 )
-from graphc.ops.indexed import checked_index, gather_op, indices_of, place_sum, scatters
+from graphc.ops.indexed import (
+    checked_index,
+    gather_axes,
+    gather_op,
+    indices_of,
+    place_sum,
+    scatter_axes,
+    scatters,
+)
+from graphc.ops.join import unstack
 from graphc.ops.shape import broadcast_to, reshape
-from graphc.types import DTYPES, TensorType, int64
+from graphc.ops.sizes import as_dims, size_value
+from graphc.types import DTYPES, Shape, TensorType, int64
 
 Types = Sequence[TensorType]
 
@@ -118,5 +131,70 @@ def scatter_update(x: Any, indices: Any, updates: Any) -> Tensor:
 
 bind_function(_scatter_set_op, scatter_update)
 
+# ---- at several axes at once, or along one -----------------------------------------------------
 
-__all__ = ["scatter_add", "scatter_update"]
+
+def _index_parts(indices: Any, what: str) -> list[Tensor]:
+    index = as_tensor(indices)
+    count = index.dims[-1] if index.dims else 0
+    if not isinstance(count, int) or count < 1:
+        raise ShapeError(f"{what}: the last axis of {index.type} must be known and not empty")
+    return unstack(index, -1, count)
+
+
+def gather_nd(x: Any, indices: Any) -> Tensor:
+    """The elements (or slices) of x at indices[..., :], which give a position on its first axes."""
+    x = as_tensor(x)
+    parts = _index_parts(indices, "gather_nd")
+    if len(parts) > len(x.dims):
+        raise ShapeError(f"gather_nd: positions of {len(parts)} axes for {x.type}")
+    return gather_axes(x, parts, 0)
+
+
+def scatter_nd(indices: Any, updates: Any, shape: Any) -> Tensor:
+    """Zeros of `shape` to which updates are added at indices[..., :]; repeated ones all count."""
+    parts = _index_parts(indices, "scatter_nd")
+    sizes = as_dims(shape, "scatter_nd: shape")
+    if len(parts) > len(sizes):
+        raise ShapeError(f"scatter_nd: positions of {len(parts)} axes for rank {len(sizes)}")
+    return scatter_axes(as_tensor(updates), sizes, parts, 0)
+
+
+def put_along_axis(x: Any, indices: Any, values: Any, axis: int, mode: str = "set") -> Tensor:
+    """x with `values` put at `indices` along `axis`, the inverse of `take_along_axis`.
+
+    indices   of x's rank and, but for `axis`, of its sizes; negative ones count from the end
+    mode      'set' (the last of repeated indices wins) or 'add' (all of them count)
+    """
+    if mode not in ("set", "add"):
+        raise GraphTypeError(f"put_along_axis: mode is 'set' or 'add', not {mode!r}")
+    x, values = promoted("put_along_axis", as_tensors(x, values))
+    rank = len(x.dims)
+    a = normalize_axis(axis, rank)
+    index = as_tensor(indices)
+    if len(index.dims) != rank:
+        raise ShapeError(f"put_along_axis: indices of type {index.type} for {x.type}")
+    index = checked_index(index, x.dims[a], True, a)
+    wanted = (*x.dims[:a], index.dims[a], *x.dims[a + 1 :])
+    position = _positions(broadcast_to(index, wanted), x.dims, a)
+    flat, updates = reshape(x, (-1,)), reshape(broadcast_to(values, wanted), (-1,))
+    if mode == "add":
+        placed = add(flat, place_sum(position, updates, flat.dims[0], 0))
+    else:
+        placed = make(_scatter_set_op, (flat, position, updates)).outputs[0]
+    return reshape(placed, x.dims)
+
+
+def _positions(index: Tensor, shape: Shape, axis: int) -> Tensor:
+    """Where in a flattened tensor of `shape` the elements at `index` along `axis` are."""
+    total: Tensor | None = None
+    for i, d in enumerate(shape):
+        here = index
+        if i != axis:
+            here = reshape(iota(d), (d, *(1,) * (len(shape) - 1 - i)))
+        total = here if total is None else add(multiply(total, size_value(d)), here)
+    assert total is not None
+    return reshape(total, (-1,))
+
+
+__all__ = ["gather_nd", "put_along_axis", "scatter_add", "scatter_nd", "scatter_update"]

@@ -73,7 +73,7 @@ def lower_nest(fusion: Fusion, group: Group) -> list[LoweredStep]:
 
 
 def _par_terms(nest: Nest, strides: Sequence[Any]) -> tuple[Term, ...]:
-    return tuple(Term(((a, 1),), s) for a, s in zip(nest.par, strides, strict=True) if s != 0)
+    return tuple(Term(place, s) for place, s in zip(nest.places, strides, strict=True) if s != 0)
 
 
 def _kernel(nest: Nest, buffers: Buffers, stages: Sequence[Stage], checks: int) -> LoopKernel:
