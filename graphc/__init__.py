@@ -280,8 +280,8 @@ from graphc.version import __version__
 set_random_seed = random.set_random_seed
 
 
-def name_scope(name: str) -> _contextlib.AbstractContextManager[str]:
-    """Prefix the names of nodes made inside with `name/`, in the default graph."""
+def name_scope(name: str | None) -> _contextlib.AbstractContextManager[str]:
+    """Prefix the names of nodes made inside with `name/`, in the default graph; None: no prefix."""
     return get_default_graph().name_scope(name)
 
 

@@ -12,7 +12,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from graphc.passes.specialise import (
     Meeting,
     bind_ranks,
     broadcast_outcomes,
+    node_broadcasts,
     specialise,
     substitution,
     unknown_broadcasts,
@@ -34,6 +35,9 @@ from graphc.passes.specialise import (
 from graphc.program import Program
 from graphc.statistics import count
 from graphc.trace import Trace
+
+if TYPE_CHECKING:
+    from graphc.backends.llvm.entry import NativeEntry
 
 Array = np.ndarray[Any, Any]
 
@@ -183,11 +187,9 @@ def _outcome(ranked: _Ranked, sizes: Sizes) -> tuple[Any, ...]:
 
 
 def _broadcasting(ranked: _Ranked, sizes: Sizes) -> Node | None:
-    """The first elementwise node whose operands do not broadcast at these sizes."""
+    """The first node whose operands do not broadcast at these sizes."""
     for node in ranked.program.order():
-        if node.op.kind != "elementwise":
-            continue
-        meetings = unknown_broadcasts(Program((), node.outputs))
+        meetings = node_broadcasts(node)
         try:
             broadcast_outcomes(meetings, sizes)
         except ShapeError:
@@ -209,6 +211,22 @@ def collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def native_entry(
+    entry: Entry,
+    slow: Callable[..., Any],
+    inputs: int,
+    outputs: int,
+    form: str,
+    order: Sequence[int] | None = None,
+) -> NativeEntry | None:
+    """An entry that takes over from `slow` where it can; None where it never could."""
+    if entry.device != "cpu" or entry.program.updates or not outputs:
+        return None
+    from graphc.backends.llvm.entry import NativeEntry  # only now: it loads LLVM
+
+    return NativeEntry(slow, inputs, outputs, form, order)
 
 
 # ---- devices -----------------------------------------------------------------------------------

@@ -112,5 +112,5 @@ def check_constraints(
         else:
             ok = a >= b
         if not ok:
-            where = "" if c.kind == "multiple" else f" ({c.a} = {a}, {c.b} = {b})"
+            where = f" ({c.a} = {a}, {c.b} = {b})"
             raise ShapeError(f"{c.message}{where}\n  at {loc}   {loc.source}")

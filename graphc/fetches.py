@@ -9,6 +9,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from graphc.errors import FetchError, FetchTypeError, GraphError
 from graphc.graph import Graph
 from graphc.node import Node, Tensor
@@ -23,7 +25,10 @@ def flatten_fetches(fetches: Any, graph: Graph) -> tuple[list[Fetch], Rebuild]:
     Raises FetchTypeError for what cannot be fetched, FetchError for what is not in `graph`.
     """
     flat: list[Fetch] = []
-    build = _flatten(fetches, graph, flat)
+    try:
+        build = _flatten(fetches, graph, flat)
+    except RecursionError:
+        raise FetchTypeError("cannot fetch a structure that contains itself") from None
     return flat, build
 
 
@@ -63,3 +68,48 @@ def _resolve_fetch(item: Any, graph: Graph) -> Fetch:
         raise FetchError(f"fetch {item!r} belongs to another graph than this session's")
     fetch: Fetch = item
     return fetch
+
+
+# ---- results in given arrays -------------------------------------------------------------------
+
+
+def form_of(fetches: Any) -> str | None:
+    """Whether fetches are one tensor ('bare') or a flat 'list' or 'tuple'; None for other nests."""
+    if isinstance(fetches, (Tensor, str)):
+        return "bare"
+    if type(fetches) in (list, tuple) and all(isinstance(f, (Tensor, str)) for f in fetches):
+        return type(fetches).__name__
+    return None
+
+
+def require_out(form: str | None) -> None:
+    """Raise FetchTypeError unless results of this form can be put in given arrays."""
+    if form is None:
+        raise FetchTypeError(
+            "out= takes the results of a tensor, or of a list or tuple of distinct tensors, "
+            "of a program that writes no variables"
+        )
+
+
+def write_out(values: Any, out: Any) -> Any:
+    """Copy results, bare or in a list or tuple, into the arrays of `out`, and return `out`."""
+    if not isinstance(values, (list, tuple)):
+        _write(values, out)
+        return out
+    if not isinstance(out, (list, tuple)) or len(out) != len(values):
+        raise FetchTypeError(f"out= is a list of {len(values)} arrays here, not {out!r:.60}")
+    for value, array in zip(values, out, strict=True):
+        _write(value, array)
+    return out
+
+
+def _write(value: Any, out: Any) -> None:
+    if not isinstance(out, np.ndarray):
+        raise FetchTypeError(f"out= is an array, not {out!r:.60}")
+    if out.shape != value.shape or out.dtype != value.dtype or not out.flags.writeable:
+        kind = "" if out.flags.writeable else "read-only "
+        raise FetchTypeError(
+            f"out= is a {kind}array of {out.dtype} {out.shape}; "
+            f"the result is {value.dtype} {value.shape}"
+        )
+    np.copyto(out, value)

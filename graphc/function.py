@@ -9,13 +9,14 @@ Imports: session, execution, function_inputs, passes.resolve_state, ops.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphc import feeds
 from graphc.errors import FeedError, GraphTypeError, UnusedInputError
-from graphc.execution import Entry
-from graphc.fetches import Rebuild, flatten_fetches
+from graphc.execution import Entry, native_entry
+from graphc.fetches import Rebuild, flatten_fetches, form_of, require_out, write_out
 from graphc.function_inputs import In, Out, Parameters, is_fed_by
 from graphc.graph import Graph, get_default_graph
 from graphc.node import Node, Tensor, topological
@@ -23,12 +24,25 @@ from graphc.ops.define import as_tensor
 from graphc.ops.state import Variable
 from graphc.passes.resolve_state import resolve_state
 from graphc.program import Program
-from graphc.session import Session, unfed_placeholder
+from graphc.session import NATIVE_AFTER, Session, unfed_placeholder
 from graphc.shared import SharedVariable, initialize, session_of
+
+if TYPE_CHECKING:
+    from graphc.backends.llvm.entry import NativeEntry
 
 __all__ = ["Function", "In", "Out", "function"]
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
+
+
+class _Native:
+    """A function's native entry, for one session."""
+
+    def __init__(self, session: Session, entry: NativeEntry) -> None:
+        self.session = weakref.ref(session)
+        self.guard = session.nan_guard
+        self.entry = entry
+        self.function = entry.function()
 
 
 class Function:
@@ -55,7 +69,7 @@ class Function:
         self._downcast = allow_input_downcast
         self._inputs = tuple(inputs)
         self._parameters = Parameters(name, inputs, allow_input_downcast)
-        flat, self._rebuild = _outputs(outputs, graph)
+        flat, self._rebuild, self._form = _outputs(outputs, graph)
         self._visible = len(flat)
         tensors = [i.variable for i in inputs]
         roots = [*flat, *(value for _, value in updates)]
@@ -63,6 +77,10 @@ class Function:
         self.program = resolve_state(flat, (), tensors, givens, updates)
         _check_used(name, self.program, tensors, on_unused_input)
         self._entries: dict[tuple[str, bool], Entry] = {}
+        self._slow_runs = 0
+        self._native: _Native | None = None
+        if "out" in self._parameters.positions:
+            self._form = None
 
     def _require_inputs(self, roots: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         cut = [*tensors, *(t for t, _ in self.givens)]
@@ -85,18 +103,56 @@ class Function:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run: values by position or by name of the input; returns what `outputs` has the form of.
 
+        `out`, unless an input is called that, is an array, or a list or tuple of them, to put the
+        results in; it is then what is returned.  After an error it holds anything.
         Raises FeedTypeError (a TypeError) for a missing, extra, unknown or narrowed argument.
         """
+        session = self._session or session_of(self.graph)
+        native = self._native
+        if (
+            native is not None
+            and native.session() is session
+            and native.guard == session.nan_guard
+        ):
+            return native.function(*args, **kwargs)
+        return self._run(session, args, kwargs)
+
+    def _run(self, session: Session, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        out = None
+        if "out" in kwargs and "out" not in self._parameters.positions:
+            require_out(None if self.program.updates else self._form)
+            out = kwargs.pop("out")
         arrays = self._parameters.arrays(args, kwargs)
-        session = self.session
         key = (session.device, session.nan_guard)
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries.setdefault(key, Entry(self.program, *key))
         compiled, _ = entry.bind(arrays)
         initialize(session, compiled.variables)
-        results = session.run_entry(entry, arrays)[: self._visible]
-        return self._rebuild([a if a.ndim else a[()] for a in results])
+        native = self._native_for(session, entry)
+        results = session.run_entry(entry, arrays, native=native)[: self._visible]
+        values = self._rebuild([a if a.ndim else a[()] for a in results])
+        return values if out is None else write_out(values, out)
+
+    def _native_for(self, session: Session, entry: Entry) -> NativeEntry | None:
+        """What to tell of a run in this session; made when a session has seen a few."""
+        native = self._native
+        if native is not None and native.session() is session and native.guard == entry.guard:
+            return native.entry
+        self._slow_runs += 1
+        if self._form is None or self._slow_runs % NATIVE_AFTER:
+            return None
+        this = weakref.ref(self)  # which is called, and so lives, whenever `slow` is
+
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            function = this()
+            assert function is not None
+            return function._run(function.session, args, kwargs)
+
+        made = native_entry(entry, slow, len(self._inputs), self._visible, self._form)
+        if made is not None:
+            self._native = _Native(session, made)
+        return made
 
     def copy(
         self,
@@ -233,12 +289,14 @@ def _flat_outputs(outputs: Any) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else []
 
 
-def _outputs(outputs: Any, graph: Graph) -> tuple[list[Tensor], Rebuild]:
+def _outputs(outputs: Any, graph: Graph) -> tuple[list[Tensor], Rebuild, str | None]:
+    """The tensors in a nest, how to rebuild it, and its form as `form_of` says it."""
     if outputs is None:
-        return [], lambda values: None
+        return [], lambda values: None, None
     with graph.as_default():
-        flat, rebuild = flatten_fetches(_unwrapped(outputs), graph)
-    return [t for t in flat if isinstance(t, Tensor)], rebuild
+        nest = _unwrapped(outputs)
+        flat, rebuild = flatten_fetches(nest, graph)
+    return [t for t in flat if isinstance(t, Tensor)], rebuild, form_of(nest)
 
 
 # ---- updates and givens ------------------------------------------------------------------------

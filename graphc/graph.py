@@ -97,6 +97,8 @@ class Graph:
 
     def unique_name(self, name: str) -> str:
         """`name` inside the current scope, made unique by a suffix `_1`, `_2`, ..."""
+        if not isinstance(name, str) or not name or ":" in name:
+            raise GraphError(f"a name is text without colons, not {name!r}")
         with self._lock:
             full = "/".join((*self._scopes.names, name))
             count = self._used.get(full, 0)
@@ -120,14 +122,13 @@ class Graph:
             yield self
 
     @contextlib.contextmanager
-    def name_scope(self, name: str) -> Iterator[str]:
-        """Prefix the names of nodes made inside with `name/`."""
-        with self._lock:
-            full = self.unique_name(name)
+    def name_scope(self, name: str | None) -> Iterator[str]:
+        """Prefix the names of nodes made inside with `name/`; None leaves all outer scopes."""
+        full = self.unique_name(name) if name else ""
         saved = self._scopes.names
-        self._scopes.names = full.split("/")
+        self._scopes.names = full.split("/") if full else []
         try:
-            yield full + "/"
+            yield full + "/" if full else ""
         finally:
             self._scopes.names = saved
 

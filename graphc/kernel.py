@@ -290,7 +290,9 @@ class Contraction:
 
     Axes are numbered batch first, then m, n, k.  Buffer 0 is A, buffer 1 is B; the epilogue's
     stores address batch, m and n axes and use Expr 'acc' 0.  k is summed in ascending row-major
-    order with one fused multiply-add each, so tiling never changes bits.
+    order with one fused multiply-add each, so tiling never changes bits.  An element outside its
+    guards contributes nothing: its step is skipped, or adds a product with zero where the other
+    factor is finite; beside infinities and NaN a kernel may do either.
     """
 
     batch: tuple[DimLike, ...]

@@ -271,6 +271,10 @@ class Tensor:
         def __ror__(self, other: Any) -> Tensor: ...
         def __xor__(self, other: Any) -> Tensor: ...
         def __rxor__(self, other: Any) -> Tensor: ...
+        def __lshift__(self, other: Any) -> Tensor: ...
+        def __rlshift__(self, other: Any) -> Tensor: ...
+        def __rshift__(self, other: Any) -> Tensor: ...
+        def __rrshift__(self, other: Any) -> Tensor: ...
         def __eq__(self, other: Any) -> Tensor: ...  # type: ignore[override]
         def __ne__(self, other: Any) -> Tensor: ...  # type: ignore[override]
         def __lt__(self, other: Any) -> Tensor: ...
@@ -285,6 +289,12 @@ class Tensor:
     def __getitem__(self, key: Any) -> Tensor:
         result: Tensor = OPERATORS["getitem"](self, key)
         return result
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise GraphTypeError(
+            f"{describe(self)} cannot be changed in place: build a new tensor with gx.where, "
+            "gx.concat or gx.scatter_update"
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name in METHODS:
@@ -339,6 +349,8 @@ def _install_operators() -> None:
         "and": "bitwise_and",
         "or": "bitwise_or",
         "xor": "bitwise_xor",
+        "lshift": "left_shift",
+        "rshift": "right_shift",
     }
     for python, ours in names.items():
         forward, backward = binary(ours)

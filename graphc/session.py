@@ -10,8 +10,9 @@ import contextlib
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,13 +25,16 @@ from graphc.errors import (
     RunError,
     SessionClosedError,
 )
-from graphc.execution import COMPILERS, Entry, RunOptions
-from graphc.fetches import Fetch, Rebuild, flatten_fetches
+from graphc.execution import COMPILERS, Entry, RunOptions, native_entry
+from graphc.fetches import Fetch, Rebuild, flatten_fetches, form_of, require_out, write_out
 from graphc.graph import Graph, GraphKeys, get_default_graph
 from graphc.node import DEFAULT_SESSION, Node, Tensor, topological
 from graphc.ops.state import Variable
 from graphc.passes.resolve_state import resolve_state
 from graphc.variable_store import VariableStore
+
+if TYPE_CHECKING:
+    from graphc.backends.llvm.entry import NativeEntry
 
 __all__ = ["COMPILERS", "RunOptions", "Session", "get_default_session"]
 
@@ -38,6 +42,9 @@ Array = np.ndarray[Any, Any]
 
 CALL_CACHE_SIZE = 256
 """How many (fetches, feeds) combinations a session keeps compiled."""
+
+NATIVE_AFTER = 8
+"""Runs of one combination after which a native function may take it over."""
 
 
 class _Call:
@@ -58,6 +65,9 @@ class _Call:
         self.entry = entry
         self.order = order  # the feed that each input of the program is, where they differ
         self.used = 0
+        self.slow_runs = 0
+        self.native: Callable[..., Any] | None = None  # does what `run_call` does, returns a list
+        self.native_entry: NativeEntry | None = None
         unique = {id(t): i for i, t in enumerate(_tensors(flat))}
         seen: set[int] = set()
         picks: list[tuple[int, bool]] = []
@@ -65,6 +75,19 @@ class _Call:
             picks.append((unique.get(id(item), -1), id(item) in seen))
             seen.add(id(item))
         self.picks = tuple(picks)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the values are the results as they are, and no variable is written."""
+        straight = self.picks == tuple((i, False) for i in range(len(self.picks)))
+        return straight and not self.entry.program.updates
+
+    def make_entry(self, slow: Callable[..., Any], form: str) -> NativeEntry | None:
+        """What takes over from `slow`, which does this call, where that is possible."""
+        if not self.is_plain:
+            return None
+        sizes = len(self.fed), len(self.picks)
+        return native_entry(self.entry, slow, *sizes, form, self.order)
 
     def arrays(self, values: Iterable[Any]) -> list[Array]:
         """The inputs of the program from the values fed."""
@@ -83,6 +106,10 @@ class _Call:
                 value = value.copy()
             out.append(value if value.ndim else value[()])
         return out
+
+
+def _no_entry() -> NativeEntry | None:
+    return None
 
 
 def _tensors(flat: Sequence[Fetch]) -> tuple[Tensor, ...]:
@@ -143,13 +170,20 @@ class Session:
         kind = type(fetches)
         several = kind is list or kind is tuple
         fetched = tuple(map(id, fetches)) if several else (id(fetches),)
+        if not (feed_dict is None or type(feed_dict) is dict or isinstance(feed_dict, Mapping)):
+            raise FeedTypeError(f"feed_dict is a dict of values by tensor, not {feed_dict!r:.60}")
         fed = tuple(map(id, feed_dict)) if feed_dict else ()
-        call = self._calls.get((fetched, fed, self._guarded(options)))
+        guard = self.nan_guard if options is None else self._guarded(options)
+        call = self._calls.get((fetched, fed, guard))
+        values = feed_dict.values() if feed_dict else ()
         if call is None:
             call, rebuild = self._new_call(fetches, feed_dict, options)
-            values = feed_dict.values() if feed_dict else ()
             return rebuild(self._run_call(call, values, options))
-        out = self._run_call(call, feed_dict.values() if feed_dict else (), options)
+        if call.native is not None and options is None:
+            call.used = next(self._clock)
+            out = call.native(*values)
+        else:
+            out = self._run_call(call, values, options)
         if several:
             return out if kind is list else tuple(out)
         return out[0]
@@ -157,21 +191,36 @@ class Session:
     def make_callable(
         self, fetches: Any, feed_list: Sequence[Any] = (), options: RunOptions | None = None
     ) -> Callable[..., Any]:
-        """A function of the values of `feed_list`, in order, that returns what `run` would."""
+        """A function of the values of `feed_list`, in order, that returns what `run` would.
+
+        It also takes `out`, an array or, for a list or tuple of fetches, a list or tuple of them,
+        to put the results in; they are the result then.  After an error `out` holds anything.
+        """
         keys = list(feed_list)
         call, rebuild = self._new_call(fetches, dict.fromkeys(keys), options)
         if len(call.fed) != len(keys):
             raise FeedTypeError("make_callable: feed_list names a tensor twice")
+        form = form_of(fetches)
+        native: Callable[[], NativeEntry | None] = _no_entry
 
-        def run(*values: Any) -> Any:
+        def run(*values: Any, out: Any = None) -> Any:
             if len(values) != len(keys):
                 raise FeedTypeError(
                     f"this callable takes {len(keys)} value{'s' * (len(keys) != 1)}, "
                     f"got {len(values)}"
                 )
-            return rebuild(self._run_call(call, values, options))
+            if out is not None:
+                require_out(form if call.is_plain else None)
+            made = rebuild(self._run_call(call, values, options, native()))
+            return made if out is None else write_out(made, out)
 
-        return run
+        if options is not None or form is None:
+            return run
+        entry = call.make_entry(run, form)
+        if entry is None:
+            return run
+        native = weakref.ref(entry)  # it keeps `run`
+        return entry.function()
 
     def partial(self, feed_dict: Mapping[Any, Any]) -> Callable[..., Any]:
         """`run` with some feeds given now; feeds given at a call take their place."""
@@ -188,22 +237,62 @@ class Session:
         return run
 
     def _guarded(self, options: RunOptions | None) -> bool:
-        return self.nan_guard if options is None else self.nan_guard or options.nan_guard
+        if options is None:
+            return self.nan_guard
+        if not isinstance(options, RunOptions):
+            raise GraphTypeError(f"options is a gx.RunOptions, not {options!r:.60}")
+        return self.nan_guard or options.nan_guard
 
-    def _run_call(self, call: _Call, values: Any, options: RunOptions | None) -> list[Any]:
+    def _run_call(
+        self,
+        call: _Call,
+        values: Any,
+        options: RunOptions | None,
+        native: NativeEntry | None = None,
+    ) -> list[Any]:
         if self.variables.closed:
             raise SessionClosedError("the session is closed")
         call.used = next(self._clock)
-        return call.values(self.run_entry(call.entry, call.arrays(values), options))
+        if options is None and native is None:
+            native = call.native_entry
+            call.slow_runs += 1
+            if call.slow_runs == NATIVE_AFTER and call.is_plain:
+                self._make_native(call)
+        return call.values(self.run_entry(call.entry, call.arrays(values), options, native))
 
     def run_entry(
-        self, entry: Entry, arrays: Sequence[Array], options: RunOptions | None = None
+        self,
+        entry: Entry,
+        arrays: Sequence[Array],
+        options: RunOptions | None = None,
+        native: NativeEntry | None = None,
     ) -> list[Array]:
-        """Run a program on this session's state; `arrays` are its inputs, converted."""
+        """Run a program on this session's state; `arrays` are its inputs, converted.
+
+        native  what to tell of the run, so that it can do the next ones
+        """
         compiled, sizes = entry.bind(arrays)
-        threads = self.threads if options is None else options.threads or self.threads
-        trace = None if options is None else options.trace
-        return self.variables.run(compiled, arrays, sizes, threads, trace)
+        if options is None:
+            results = self.variables.run(compiled, arrays, sizes, self.threads)
+        else:
+            threads = options.threads or self.threads
+            results = self.variables.run(compiled, arrays, sizes, threads, options.trace)
+        if native is not None:
+            native.note(compiled.executable, sizes, arrays, compiled.ids, self.variables)
+        return results
+
+    def _make_native(self, call: _Call) -> None:
+        """Let a native function do the call from now on."""
+        this, that = weakref.ref(self), weakref.ref(call)  # both live while the call is made
+
+        def slow(*values: Any) -> list[Any]:
+            session, again = this(), that()
+            assert session is not None and again is not None
+            return session._run_call(again, values, None)
+
+        call.native_entry = call.make_entry(slow, "list")
+        if call.native_entry is not None:
+            call.native = call.native_entry.function()
 
     # ---- compiling
 
@@ -358,7 +447,8 @@ _defaults = _Defaults()
 
 def get_default_session() -> Session | None:
     """The session entered last in this thread, or None."""
-    return _defaults.stack[-1] if _defaults.stack else None
+    stack = _defaults.stack
+    return stack[-1] if stack else None
 
 
 DEFAULT_SESSION[:] = [get_default_session]

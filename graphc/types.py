@@ -47,6 +47,20 @@ class DType:
     def is_bool(self) -> bool:
         return self.kind == "b"
 
+    def __eq__(self, other: object) -> bool:
+        """Equal to what `as_dtype` takes for it too: `x.dtype == np.float32`, `== "f32"`."""
+        if self is other:
+            return True
+        if isinstance(other, DType):
+            return self.name == other.name
+        try:
+            return other is not None and as_dtype(other).name == self.name
+        except (TypeError, ValueError):
+            return False
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     def __repr__(self) -> str:
         return self.name
 

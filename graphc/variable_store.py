@@ -8,6 +8,7 @@ Imports: execution, errors, graph.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -93,6 +94,12 @@ class VariableStore:
         self.closed = False
         self._values: dict[int, Array] = {}  # by node id, which no two nodes of a process share
         self._lock = ReadWriteLock()
+        # Words that native entries look at: whether the session is open; which arrays the values
+        # are in, or 0 while a run writes.  An entry that holds the GIL from its look to the end of
+        # its run needs no other lock.
+        self._open = ctypes.c_int64(1)
+        self._version = 1
+        self._readable = ctypes.c_int64(self._version)
 
     def run(
         self,
@@ -135,9 +142,31 @@ class VariableStore:
             if array is None:
                 array = fresh[i] = self._first_storage(compiled, variable)
             state.append(array)
-        results = compiled.run(inputs, state, sizes, threads, trace)
-        values.update(fresh)  # only now: a failed run gives no variable a value
+        self._readable.value = 0
+        try:
+            results = compiled.run(inputs, state, sizes, threads, trace)
+            if fresh:
+                self._version += 1
+                values.update(fresh)  # only now: a failed run gives no variable a value
+        finally:
+            self._readable.value = self._version
         return results
+
+    def snapshot(self, ids: Sequence[int]) -> tuple[int, int, Any, list[Array]] | None:
+        """What a native entry that reads these variables needs; None while a run writes.
+
+        The address of a word, what it holds while the variables' arrays are the ones returned and
+        no run writes them, the word's owner, the arrays.  Without variables the word says whether
+        the session is open.
+        """
+        if not ids:
+            return ctypes.addressof(self._open), 1, self._open, []
+        version = self._readable.value
+        arrays = [self._values.get(i) for i in ids]
+        found = [a for a in arrays if a is not None]
+        if not version or len(found) < len(arrays) or self._readable.value != version:
+            return None
+        return ctypes.addressof(self._readable), version, self._readable, found
 
     def _first_storage(self, compiled: Compiled, variable: Tensor) -> Array:
         """Memory for a variable that has no value; an error if the run reads it."""
@@ -183,10 +212,18 @@ class VariableStore:
     def set(self, variable: Tensor, array: Array) -> None:
         """Keep a copy of `array`, which has the variable's dtype and shape."""
         with self._lock.writing():
-            self._values[variable.node.id] = np.array(array, order="C")
+            self._replace({variable.node.id: np.array(array, order="C")})
 
     def close(self) -> None:
         """Forget every value; runs in progress keep the arrays they use."""
         self.closed = True
+        self._open.value = 0
         with self._lock.writing():
+            self._replace({})
             self._values.clear()
+
+    def _replace(self, values: dict[int, Array]) -> None:
+        """Keep these arrays; entries that have the old ones must look again."""
+        self._version += 1
+        self._values.update(values)
+        self._readable.value = self._version

@@ -27,7 +27,7 @@ import numpy as np
 from graphc.errors import CheckpointError, GraphError, GraphTypeError
 from graphc.files import write_atomically
 from graphc.graph import Graph, get_default_graph
-from graphc.node import Tensor
+from graphc.node import Node, Tensor
 from graphc.parse import parse_graph
 from graphc.tensor_file import pack, unpack
 from graphc.text import store_graph
@@ -56,7 +56,10 @@ _FAULTS = (
 
 @dataclass(frozen=True)
 class Signature:
-    """What a loaded model is called with: tensor names by argument and by result."""
+    """What a loaded model is called with: tensor names by argument and by result.
+
+    A result may also be an operation, such as a training step; its value is None.
+    """
 
     inputs: Names
     outputs: Names
@@ -117,10 +120,11 @@ def _signature(
     graph: Graph, name: str, value: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 ) -> Signature:
     named: list[Names] = []
-    for part in value:
+    kinds: tuple[tuple[type, ...], ...] = ((Tensor,), (Tensor, Node))
+    for allowed, part in zip(kinds, value, strict=True):
         names: Names = {}
         for key, t in part.items():
-            if not isinstance(t, Tensor):
+            if not isinstance(t, allowed):
                 raise GraphTypeError(f"signature {name!r}: {key!r} is not a tensor: {t!r}")
             if t.graph is not graph:
                 raise GraphError(f"signature {name!r}: {key!r} belongs to another graph")
@@ -237,5 +241,8 @@ def _read_names(found: Any, graph: Graph) -> Names:
     if not isinstance(found, dict):
         raise GraphError("a signature has no inputs or outputs")
     for name in found.values():
-        graph.get_tensor_by_name(str(name))
+        if ":" in str(name):
+            graph.get_tensor_by_name(str(name))
+        else:
+            graph.get_operation_by_name(str(name))
     return {key: str(name) for key, name in found.items()}

@@ -34,10 +34,11 @@ from graphc.nn.normalization import (
     layer_norm,
     rms_norm,
 )
-from graphc.ops import activation, convolution, pooling
+from graphc.ops import activation, convolution, images, pooling
 from graphc.ops.activation import *  # noqa: F403
 from graphc.ops.arithmetic import add as bias_add
 from graphc.ops.convolution import *  # noqa: F403
+from graphc.ops.images import *  # noqa: F403
 from graphc.ops.math import tanh
 from graphc.ops.pooling import *  # noqa: F403
 from graphc.ops.random import dropout
@@ -80,4 +81,5 @@ __all__ = [
 ]
 __all__ += activation.__all__
 __all__ += convolution.__all__
+__all__ += images.__all__
 __all__ += pooling.__all__

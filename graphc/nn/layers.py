@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from graphc.errors import ShapeError
+from graphc.errors import GraphTypeError, ShapeError
 from graphc.graph import get_default_graph
 from graphc.nn.initializers import Initializer, glorot_uniform, ones, zeros
 from graphc.nn.normalization import batch_norm, layer_norm
@@ -28,6 +28,8 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def _known_size(x: Tensor, axis: int) -> int:
+    if not -len(x.dims) <= axis < len(x.dims):
+        raise ShapeError(f"a layer needs axis {axis} of {describe(x)}, which it does not have")
     size = x.dims[axis]
     if not isinstance(size, int):
         raise ShapeError(f"the size of axis {axis} of {describe(x)} must be known")
@@ -37,6 +39,8 @@ def _known_size(x: Tensor, axis: int) -> int:
 def _variable(
     initializer: Initializer, shape: Sequence[int], x: Tensor, name: str, **options: Any
 ) -> Variable:
+    if not x.dtype.is_float:
+        raise GraphTypeError(f"a layer with weights takes floats, not {describe(x)}: cast it first")
     return Variable(lambda: initializer(tuple(shape), x.dtype), name=name, **options)
 
 

@@ -13,7 +13,17 @@ import numpy as np
 
 from graphc.kernel import Expr
 from graphc.node import Tensor
-from graphc.ops.arithmetic import abs, divide, greater, less, less_equal, multiply, negative, where
+from graphc.ops.arithmetic import (
+    abs,
+    divide,
+    greater,
+    greater_equal,
+    less,
+    less_equal,
+    multiply,
+    negative,
+    where,
+)
 from graphc.ops.define import (
     Sample,
     Samples,
@@ -154,8 +164,8 @@ def hard_shrink(x: Any, threshold: float = 0.5) -> Tensor:
 
 def soft_shrink(x: Any, threshold: float = 0.5) -> Tensor:
     """x moved towards 0 by `threshold`, and 0 where it would change sign."""
-    x = floated(as_tensor(x))
-    return x - clip(x, -threshold, threshold)
+    tensor = floated(as_tensor(x))
+    return tensor - clip(tensor, -threshold, threshold)
 
 
 # ---- sigmoid and relatives ---------------------------------------------------------------------
@@ -235,7 +245,7 @@ swish = silu
 
 def _hard_swish_vjp(y: Tensor, g: Tensor, x: Tensor) -> list[Tensor]:
     ramp = where(less(abs(x), 3), g * (2 * x + 3) / 6, 0)
-    return [where(greater(x, 3), g, ramp)]
+    return [where(greater_equal(x, 3), g, ramp)]
 
 
 hard_swish = _activation(

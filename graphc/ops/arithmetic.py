@@ -192,7 +192,7 @@ sign: Callable[..., Tensor] = elementwise(
 # ---- comparisons -------------------------------------------------------------------------------
 
 
-def _comparison(name: str, scalar: str, onnx: str) -> Any:
+def _comparison(name: str, scalar: str, onnx: str) -> Callable[..., Tensor]:
     return elementwise(
         name,
         arity=2,

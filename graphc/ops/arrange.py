@@ -152,21 +152,21 @@ def slice_(x: Any, begin: Any, size: Any) -> Tensor:
     begin   an int (or a size) per axis, or an integer tensor of one element per axis whose values
             are known only at run time: then an index outside is an IndexOutOfRangeError
     """
-    x = as_tensor(x)
+    result = as_tensor(x)
     sizes = as_dims(size, "slice: size")
-    if len(sizes) != len(x.dims):
-        raise ShapeError(f"slice: {len(sizes)} sizes for {x.type}")
+    if len(sizes) != len(result.dims):
+        raise ShapeError(f"slice: {len(sizes)} sizes for {result.type}")
     if not isinstance(begin, Tensor) or dims_of(begin) is not None:
         starts = as_dims(begin, "slice: begin")
         if len(starts) != len(sizes):
-            raise ShapeError(f"slice: {len(starts)} starts for {x.type}")
+            raise ShapeError(f"slice: {len(starts)} starts for {result.type}")
         stops = [None if n == -1 else a + n for a, n in zip(starts, sizes, strict=True)]
-        return getitem(x, tuple(map(slice, starts, stops)))
+        return getitem(result, tuple(map(slice, starts, stops)))
     for axis, n in enumerate(sizes):
         if n == -1:
             raise GraphTypeError("slice: a size of -1 beside a start known only at run time")
-        x = take(x, getitem(begin, axis) + iota(n), axis)
-    return x
+        result = take(result, getitem(begin, axis) + iota(n), axis)
+    return result
 
 
 __all__ = [

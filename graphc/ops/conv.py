@@ -28,6 +28,7 @@ from graphc.node import Attrs, Tensor
 from graphc.ops.define import Sample, Samples, as_tensors, bind_function, op, promoted
 from graphc.ops.windows import (
     padded_array,
+    require_windows,
     unpadded,
     window_count,
     window_slices,
@@ -64,6 +65,7 @@ def _infer_conv(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     if len(xs) < 2 or len(xs) != len(ws):
         raise ShapeError(f"a filter of type {w} for an input of type {x}")
     _check_groups(xs[-1], ws, attrs["groups"], f"a filter of type {w} for an input of type {x}")
+    require_windows(xs[1:-1], ws[:-2], attrs["dilations"], attrs["pads"], attrs["sizes"])
     return (TensorType(x.dtype, (xs[0], *attrs["sizes"], ws[-1])),)
 
 
@@ -261,12 +263,12 @@ def _input_grad_reference(attrs: Attrs, g: Any, w: Any) -> Any:
     spans = _spans(counts, w.shape[:-2], attrs)
     empty = np.zeros((g.shape[0], *sizes, groups * w.shape[-2]), wide)
     padded = padded_array(empty, attrs["pads"], 0, spans)
-    g_groups = g.astype(wide).reshape(*g.shape[:-1], groups, -1)
+    g_groups = g.astype(wide).reshape(*g.shape[:-1], groups, g.shape[-1] // groups)
     for offset in np.ndindex(*w.shape[:-2]):
         where = window_slices(offset, counts, attrs["strides"], attrs["dilations"])
         filters = w[offset].astype(wide).reshape(w.shape[-2], groups, -1)
         part = np.einsum("...go,cgo->...gc", g_groups, filters)
-        padded[(slice(None), *where)] += part.reshape(*g.shape[:-1], -1)
+        padded[(slice(None), *where)] += part.reshape(*g.shape[:-1], groups * w.shape[-2])
     inside = [slice(low, low + n) for (low, _), n in zip(attrs["pads"], sizes, strict=True)]
     return padded[(slice(None), *inside)].astype(g.dtype)
 

@@ -39,7 +39,7 @@ from graphc.ops.define import (
     op,
 )
 from graphc.ops.shape import broadcast_like, broadcast_to, expand_dims, reshape
-from graphc.ops.sizes import as_dims, size_value
+from graphc.ops.sizes import as_dims, as_shape, size_value
 from graphc.types import NUMBERS, TensorType, as_dtype, int64
 
 Types = Sequence[TensorType]
@@ -79,7 +79,7 @@ def full(shape: Any, value: Any, dtype: Any = None, name: str | None = None) -> 
     fill = as_tensor(value, None if dtype is None else as_dtype(dtype))
     if dtype is not None:
         fill = astype(fill, dtype)
-    return broadcast_to(fill, as_dims(shape, "full: shape"), name)
+    return broadcast_to(fill, as_shape(shape, "full: shape"), name)
 
 
 def zeros(shape: Any, dtype: Any = "f32", name: str | None = None) -> Tensor:
@@ -123,6 +123,8 @@ def arange(
     if stop is None:
         start, stop = 0, start
     if all(isinstance(v, (int, float, np.integer, np.floating)) for v in (start, stop, step)):
+        if step == 0:
+            raise ShapeError("arange: the step is 0")
         exact = np.arange(start, stop, step)
         return constant(exact, dtype or ("i64" if exact.dtype.kind == "i" else "f32"), name=name)
     if not isinstance(step, (int, np.integer)) or step == 0:
@@ -180,7 +182,8 @@ def _row_and_column(rows: DimLike, columns: DimLike) -> tuple[Tensor, Tensor]:
 
 def eye(rows: DimLike, columns: DimLike | None = None, k: int = 0, dtype: Any = "f32") -> Tensor:
     """Ones where column - row == k, zeros elsewhere."""
-    row, column = _row_and_column(rows, rows if columns is None else columns)
+    shape = as_shape((rows, rows if columns is None else columns), "eye: shape")
+    row, column = _row_and_column(*shape)
     return astype(equal(add(row, k) if k else row, column), dtype)
 
 

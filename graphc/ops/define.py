@@ -178,7 +178,7 @@ def normalize_axes(axes: Any, rank: int) -> tuple[int, ...]:
     """Sorted non-negative axes; None means all of them; raises ShapeError on repeats."""
     if axes is None:
         return tuple(range(rank))
-    listed = (axes,) if isinstance(axes, (int, np.integer)) else tuple(axes)
+    listed = tuple(axes) if isinstance(axes, (list, tuple)) else (axes,)
     result = sorted(normalize_axis(a, rank) for a in listed)
     if len(set(result)) != len(result):
         raise ShapeError(f"an axis is repeated in {listed}")

@@ -286,7 +286,9 @@ def _filled(x: Tensor, key: tuple[Any, ...]) -> list[Any]:
     rank = len(x.dims)
     used = sum(1 for e in key if e is not None and e is not Ellipsis)
     ellipses = sum(1 for e in key if e is Ellipsis)
-    if used > rank or ellipses > 1:
+    if ellipses > 1:
+        raise GraphTypeError(f"an index has one '...' at most, in {describe(x)}")
+    if used > rank:
         raise GraphTypeError(f"too many indices: {used} for {describe(x)}")
     whole = [(_SLICE, None, None, 1)] * (rank - used)
     if not ellipses:
@@ -383,8 +385,9 @@ reverse = flip
 def _expand_roll(x: Tensor, shift: int, axis: int) -> Tensor:
     a = normalize_axis(axis, len(x.dims))
     d = x.dims[a]
-    # shift modulo d, written with the functions sizes have
-    turned = dims.add(shift, dims.mul(-1, dims.mul(d, dims.floordiv(shift, dims.maximum(d, 1)))))
+    # shift modulo d, written with the functions sizes have; 0 along an empty axis
+    size = dims.maximum(d, 1)
+    turned = dims.add(shift, dims.mul(-1, dims.mul(size, dims.floordiv(shift, size))))
     kept = dims.add(d, dims.mul(-1, turned))
     parts = []
     for start, size in ((kept, turned), (0, kept)):

@@ -118,13 +118,19 @@ concat_op = op(
 
 def concat(xs: Sequence[Any], axis: int = 0, name: str | None = None) -> Tensor:
     """The tensors one after another along `axis`; their other sizes must be equal."""
-    tensors = promoted("concat", as_tensors(*xs))
-    if not tensors:
-        raise ShapeError("concat: no tensors")
+    tensors = promoted("concat", as_tensors(*_listed("concat", xs)))
     while len(tensors) > CONCAT_WIDTH:
         groups = [tensors[i : i + CONCAT_WIDTH] for i in range(0, len(tensors), CONCAT_WIDTH)]
         tensors = [_concat(group, axis, None) for group in groups]
     return _concat(tensors, axis, name)
+
+
+def _listed(name: str, xs: Any) -> Sequence[Any]:
+    if not isinstance(xs, (Sequence, Tensor, np.ndarray)) or isinstance(xs, str):
+        raise GraphTypeError(f"{name} takes a list of tensors and then the axis, not {xs!r:.80}")
+    if not len(xs):
+        raise ShapeError(f"{name}: no tensors")
+    return list(xs)
 
 
 def _concat(tensors: Sequence[Tensor], axis: int, name: str | None) -> Tensor:

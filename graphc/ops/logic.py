@@ -109,6 +109,7 @@ left_shift = elementwise(
     vjp=NOT_DIFFERENTIABLE,
     low=0,
     high=70,
+    operator=True,
     doc="x << y; 0 where y is negative or not below the width.",
 )
 right_shift = elementwise(
@@ -120,6 +121,7 @@ right_shift = elementwise(
     vjp=NOT_DIFFERENTIABLE,
     low=-9,
     high=99,
+    operator=True,
     doc="x >> y, keeping the sign; only sign bits are left where y is not below the width.",
 )
 

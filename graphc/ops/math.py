@@ -133,6 +133,7 @@ arctan = _function("arctan", "atan", np.arctan, lambda y, g, x: [g / (1 + x * x)
 def _arctan2_vjp(y: Tensor, g: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
     # divided twice by the length: the square of the length may overflow where it does not
     length = hypot(a, b)
+    length = where(equal(length, 0), 1, length)
     share = g / length
     return [share * (b / length), -share * (a / length)]
 
@@ -146,7 +147,7 @@ arctan2 = elementwise(
     reference=precise(np.arctan2),
     vjp=_arctan2_vjp,
     edges=(*SPECIAL, 1.0),
-    doc="The angle of the point (x, y), in (-pi, pi]: arctan2(y, x).",
+    doc="The angle of the point (x, y), in (-pi, pi]: arctan2(y, x); its gradient at (0, 0) is 0.",
 )
 
 # ---- hyperbolic --------------------------------------------------------------------------------
@@ -304,6 +305,12 @@ def _logaddexp_body(s: ScalarBuilder, x: Expr, y: Expr) -> Expr:
     return s.select(s.eq(x, y), x + LN2, near)
 
 
+def _logaddexp_vjp(y: Tensor, g: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
+    """The shares exp(a - y) and exp(b - y); 0 where y is -inf, and so a and b are."""
+    total = where(equal(y, -np.inf), 0, y)
+    return [g * exp(a - total), g * exp(b - total)]
+
+
 logaddexp = elementwise(
     "logaddexp",
     arity=2,
@@ -311,7 +318,7 @@ logaddexp = elementwise(
     to_float=True,
     scalar=_logaddexp_body,
     reference=precise(np.logaddexp),
-    vjp=lambda y, g, a, b: [g * exp(a - y), g * exp(b - y)],
+    vjp=_logaddexp_vjp,
     edges=SPECIAL,
     commutative=True,
     doc="log(exp(x) + exp(y)) without overflow.",

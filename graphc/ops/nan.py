@@ -44,13 +44,13 @@ def nan_to_num(
     x: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
 ) -> Tensor:
     """x with NaN replaced, and the infinities: by the largest numbers of the dtype by default."""
-    x = as_tensor(x)
-    if not x.dtype.is_float:
-        return x
-    largest = float(np.finfo(x.dtype.numpy).max)
-    finite = where(isnan(x), nan, x)
-    finite = where(isposinf(x), largest if posinf is None else posinf, finite)
-    return where(isneginf(x), -largest if neginf is None else neginf, finite)
+    values = as_tensor(x)
+    if not values.dtype.is_float:
+        return values
+    largest = float(np.finfo(values.dtype.numpy).max)
+    finite = where(isnan(values), nan, values)
+    finite = where(isposinf(values), largest if posinf is None else posinf, finite)
+    return where(isneginf(values), -largest if neginf is None else neginf, finite)
 
 
 # ---- reductions --------------------------------------------------------------------------------

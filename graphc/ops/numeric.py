@@ -1,7 +1,7 @@
 """Small numerical functions of NumPy and TensorFlow that are a few operators each.
 
 Imports: ops.define, ops.arithmetic, ops.create, ops.einsum, ops.index, ops.join, ops.logic,
-ops.math, ops.reduce, ops.shape, ops.sizes, ops.diagonal, dims, types.
+ops.math, ops.reduce, ops.shape, ops.sizes, ops.diagonal, ops.state, dims, types.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from graphc.ops.linalg import matmul
 from graphc.ops.math import log, log1p, logaddexp, sqrt
 from graphc.ops.reduce import max, mean, min, sum
 from graphc.ops.shape import broadcast_like, expand_dims, matrix_transpose, reshape
+from graphc.ops.state import ensure_shape
 from graphc.types import int64
 
 # ---- elementwise -------------------------------------------------------------------------------
@@ -121,17 +122,17 @@ def diff(x: Any, n: int = 1, axis: int = -1, prepend: Any = None, append: Any = 
     """The n-th differences of neighbours along `axis`, after the optional parts are joined on."""
     if n < 0:
         raise GraphTypeError(f"diff: the order is not negative, not {n}")
-    x = as_tensor(x)
-    a = normalize_axis(axis, len(x.dims))
+    y = as_tensor(x)
+    a = normalize_axis(axis, len(y.dims))
     if n == 0:
-        return x
-    parts = [p for p in (prepend, x, append) if p is not None]
+        return y
+    parts = [p for p in (prepend, y, append) if p is not None]
     if len(parts) > 1:
-        x = concat(parts, a)
+        y = concat(parts, a)
     for _ in range(n):
-        later, earlier = getitem(x, _along(a, slice(1, None))), getitem(x, _along(a, slice(-1)))
-        x = not_equal(later, earlier) if x.dtype.is_bool else subtract(later, earlier)
-    return x
+        later, earlier = getitem(y, _along(a, slice(1, None))), getitem(y, _along(a, slice(-1)))
+        y = not_equal(later, earlier) if y.dtype.is_bool else subtract(later, earlier)
+    return y
 
 
 def trapezoid(y: Any, x: Any = None, dx: Any = 1.0, axis: int = -1) -> Tensor:
@@ -199,8 +200,9 @@ def cross(a: Any, b: Any, axis: int = -1) -> Tensor:
 
     def parts(x: Tensor) -> list[Tensor]:
         at = normalize_axis(axis, len(x.dims))
-        if x.dims[at] != 3:
+        if isinstance(x.dims[at], int) and x.dims[at] != 3:
             raise ShapeError(f"cross: axis {axis} of {x.type} does not have 3 elements")
+        x = ensure_shape(x, (*x.dims[:at], 3, *x.dims[at + 1 :]))
         return [getitem(x, (*(slice(None),) * at, i)) for i in range(3)]
 
     (ax, ay, az), (bx, by, bz) = parts(a), parts(b)

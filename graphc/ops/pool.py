@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
+from graphc.constraints import require_at_least
 from graphc.dims import DimLike
 from graphc.errors import ShapeError
 from graphc.graph import make
@@ -36,6 +37,7 @@ from graphc.ops.define import (
 )
 from graphc.ops.windows import (
     padded_array,
+    require_windows,
     unpadded,
     window_slices,
 )
@@ -59,6 +61,8 @@ def _infer_windows(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         return (TensorType(types[0].dtype, None),)
     if len(shape) != len(attrs["window"]) + 2:
         raise ShapeError(f"a window over {len(attrs['window'])} axes of {types[0]}")
+    for count in attrs["sizes"]:
+        require_at_least(count, 0, f"a window does not fit along an axis of {types[0]}")
     return (TensorType(types[0].dtype, (shape[0], *attrs["sizes"], shape[-1])),)
 
 
@@ -143,6 +147,11 @@ def _lowest(dtype: DType) -> float:
 
 def _infer_max_pool(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (y,) = _infer_windows(types, attrs)
+    if types[0].shape is not None:
+        spatial = types[0].shape[1:-1]
+        require_windows(
+            spatial, attrs["window"], (1,) * len(spatial), attrs["pads"], attrs["sizes"]
+        )
     return (y, TensorType(int32, y.shape))
 
 

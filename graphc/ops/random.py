@@ -29,7 +29,7 @@ from graphc.ops.random_bits import (
 )
 from graphc.ops.reduce import argmax
 from graphc.ops.shape import expand_dims
-from graphc.ops.sizes import as_dims
+from graphc.ops.sizes import as_shape
 from graphc.ops.state import identity
 from graphc.types import DType, Shape, as_dtype, float32, float64, int32, uint32, uint64
 
@@ -46,7 +46,7 @@ def _bits_of(dtype: DType) -> DType:
 
 
 def _shape(shape: Any) -> Shape:
-    return as_dims(shape, "random: shape")
+    return as_shape(shape, "random: shape")
 
 
 def _unit(shape: Shape, dtype: DType, seed: int | None, name: str | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.errors import ShapeError
+from graphc.errors import GraphTypeError, ShapeError
 from graphc.graph import make
 from graphc.node import Attrs, Tensor
 from graphc.ops.arithmetic import astype, divide, equal, multiply, where
@@ -137,7 +137,7 @@ def _reduction(
         x: Any, axis: Any = None, keepdims: bool = False, name: str | None = None
     ) -> Tensor:
         x = prepared(as_tensor(x))
-        axes = axis if axis is None or isinstance(axis, (int, np.integer)) else tuple(axis)
+        axes = tuple(axis) if isinstance(axis, (list, tuple, range)) else axis
         return make(record, (x,), {"axes": axes, "keepdims": bool(keepdims)}, name).outputs[0]
 
     function.__name__ = function.__qualname__ = name
@@ -298,6 +298,8 @@ def _argument(name: str, reference: Callable[..., Any], onnx: str) -> Callable[.
     def function(
         x: Any, axis: int | None = None, keepdims: bool = False, name: str | None = None
     ) -> Tensor:
+        if axis is not None and not isinstance(axis, (int, np.integer)):
+            raise GraphTypeError(f"{name}: an axis is an integer or None, not {axis!r}")
         axes = None if axis is None else (int(axis),)
         attrs = {"axes": axes, "keepdims": keepdims}
         return make(record, (as_tensor(x),), attrs, name).outputs[0]

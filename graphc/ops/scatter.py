@@ -41,7 +41,7 @@ from graphc.ops.indexed import (
 )
 from graphc.ops.join import unstack
 from graphc.ops.shape import broadcast_to, reshape
-from graphc.ops.sizes import as_dims, size_value
+from graphc.ops.sizes import as_shape, size_value
 from graphc.types import DTYPES, Shape, TensorType, int64
 
 Types = Sequence[TensorType]
@@ -154,7 +154,7 @@ def gather_nd(x: Any, indices: Any) -> Tensor:
 def scatter_nd(indices: Any, updates: Any, shape: Any) -> Tensor:
     """Zeros of `shape` to which updates are added at indices[..., :]; repeated ones all count."""
     parts = _index_parts(indices, "scatter_nd")
-    sizes = as_dims(shape, "scatter_nd: shape")
+    sizes = as_shape(shape, "scatter_nd: shape")
     if len(parts) > len(sizes):
         raise ShapeError(f"scatter_nd: positions of {len(parts)} axes for rank {len(sizes)}")
     return scatter_axes(as_tensor(updates), sizes, parts, 0)

@@ -27,7 +27,7 @@ from graphc.ops.define import (
     normalize_axis,
     op,
 )
-from graphc.ops.sizes import as_dims
+from graphc.ops.sizes import as_dims, as_shape
 from graphc.types import DTYPES, Shape, TensorType
 
 Types = Sequence[TensorType]
@@ -106,7 +106,7 @@ broadcast_op = op(
 
 def broadcast_to(x: Any, shape: Any, name: str | None = None) -> Tensor:
     """x repeated to `shape` by NumPy's rules; raises ShapeError where it does not fit."""
-    return _broadcast(as_tensor(x), as_dims(shape, "broadcast_to: shape"), None, name)
+    return _broadcast(as_tensor(x), as_shape(shape, "broadcast_to: shape"), None, name)
 
 
 def _broadcast(
@@ -338,7 +338,11 @@ transpose_op = op(
 
 def transpose(x: Any, axes: Sequence[int] | None = None, name: str | None = None) -> Tensor:
     """x with its axes permuted (reversed if `axes` is None), as np.transpose."""
-    perm = None if axes is None else tuple(int(a) for a in axes)
+    perm = None
+    if axes is not None:
+        # a permutation states the rank, so negative axes need not wait for the tensor's
+        listed = [int(a) for a in axes]
+        perm = tuple(a + len(listed) if a < 0 else a for a in listed)
     return make(transpose_op, (as_tensor(x),), {"perm": perm}, name).outputs[0]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from graphc import dims
 from graphc.dims import Dim, DimLike
-from graphc.errors import GraphTypeError
+from graphc.errors import GraphTypeError, ShapeError
 from graphc.graph import make
 from graphc.node import Attrs, Tensor
 from graphc.ops.define import (
@@ -150,6 +150,15 @@ def as_dims(spec: Any, what: str) -> tuple[DimLike, ...]:
         else:
             one = dims_of(item)
             if one is None or len(one) != 1:
-                raise GraphTypeError(f"{what}: not a size: {item!r}")
+                hint = "; an unknown size is gx.shape(x)[axis]" if item is None else ""
+                raise GraphTypeError(f"{what}: not a size: {item!r}{hint}")
             result.append(one[0])
     return tuple(result)
+
+
+def as_shape(spec: Any, what: str) -> tuple[DimLike, ...]:
+    """`as_dims` of a whole shape: no size in it may be negative."""
+    found = as_dims(spec, what)
+    if any(isinstance(d, int) and d < 0 for d in found):
+        raise ShapeError(f"{what}: a negative size in {list(found)}")
+    return found

@@ -82,8 +82,12 @@ def var(x: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Tens
 
 
 def std(x: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
-    """The standard deviation over `axis`; the divisor of the variance is the count less `ddof`."""
-    return sqrt(var(x, axis, ddof, keepdims))
+    """The standard deviation over `axis`; the divisor of the variance is the count less `ddof`.
+
+    The gradient of equal elements, where it is 0, is 0.
+    """
+    variance = var(x, axis, ddof, keepdims)
+    return where(equal(variance, 0), 0, sqrt(variance))
 
 
 def moments(x: Any, axis: Any = None, keepdims: bool = False) -> tuple[Tensor, Tensor]:

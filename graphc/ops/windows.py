@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
+from graphc.constraints import require_at_least
 from graphc.dims import Dim, DimLike
 from graphc.errors import GraphTypeError, ShapeError
 from graphc.node import Tensor
@@ -52,13 +53,37 @@ def same_pads(
 def window_count(
     size: DimLike, window: DimLike, stride: int, dilation: int, pads: tuple[DimLike, DimLike]
 ) -> DimLike:
-    """How many windows fit along an axis; raises ShapeError if that is known to be none."""
+    """How many windows fit along an axis; raises ShapeError if not one does.
+
+    A size that is not known yet is checked when it is: it may be 0, which has no windows.
+    """
     span = extent(window, dilation)
     padded = dims.add(size, dims.add(*pads))
     room = dims.add(padded, dims.mul(-1, span))
     if isinstance(room, int) and room < 0:
         raise ShapeError(f"a window of {span} elements on an axis of {padded}")
     return dims.add(dims.floordiv(room, stride), 1)
+
+
+def require_windows(
+    sizes: Sequence[DimLike],
+    window: Sequence[DimLike],
+    dilations: Sequence[int],
+    pads: Pads,
+    counts: Sequence[DimLike],
+) -> None:
+    """State that a window fits along every axis, or that an empty axis has none (infer only)."""
+    for size, k, dilation, (low, high), count in zip(
+        sizes, window, dilations, pads, counts, strict=True
+    ):
+        if isinstance(count, int):
+            continue
+        span = extent(k, dilation)
+        padded = dims.add(size, dims.add(low, high))
+        message = f"a window of {span} elements on an axis of {padded}"
+        require_at_least(count, 0, message)
+        room = dims.add(dims.add(padded, dims.mul(-1, span)), 1)
+        require_at_least(room, dims.minimum(size, 1), message)
 
 
 def resolve_padding(
@@ -113,9 +138,12 @@ def channels_last(
         raise ShapeError(
             f"an input with {spatial} spatial axes has {spatial + 2} axes, not {x.type}"
         )
+    letters = "DHW"[3 - spatial :] if 0 < spatial <= 3 else ""
+    if data_format not in ("NHWC", "NCHW", f"N{letters}C", f"NC{letters}"):
+        raise GraphTypeError(
+            f"data_format is 'N{letters}C' or 'NC{letters}' here, not {data_format!r}"
+        )
     if not data_format.startswith("NC"):
-        if data_format[:1] != "N" or data_format[-1:] != "C":
-            raise GraphTypeError(f"data_format is like 'NHWC' or 'NCHW', not {data_format!r}")
         return compute(x)
     inner = compute(transpose(x, (0, *range(2, spatial + 2), 1)))
     return transpose(inner, (0, spatial + 1, *range(1, spatial + 1)))

@@ -124,9 +124,7 @@ class _Fuser:
             self._place(node)
         stored = self._stored()
         groups = [g for g in self.groups if g.members]
-        return Fusion(
-            self.program, groups, self.views, self.uniforms, self.group_of, stored
-        )
+        return Fusion(self.program, groups, self.views, self.uniforms, self.group_of, stored)
 
     # ---- what must be a plain array
 
@@ -209,9 +207,7 @@ class _Fuser:
             group.split = not _is_search(t) and _splits(group.shape, axes)
         self._put(group, t, ACC)
 
-    def _can_reduce(
-        self, group: Group, x: Tensor, axes: tuple[int, ...], search: bool
-    ) -> bool:
+    def _can_reduce(self, group: Group, x: Tensor, axes: tuple[int, ...], search: bool) -> bool:
         if group.kind != "loop" or len(group.members) >= MAX_MEMBERS:
             return False
         if group.split and search:
@@ -270,9 +266,9 @@ class _Fuser:
         if group.red is not None and _same_shape(t.dims, group.kept_shape):
             for i in t.node.inputs:
                 view = self.views.of(i)
-                if self.group_of.get(id(view.base)) is group:
-                    if group.level[id(view.base)] == FULL or not view.is_whole(i.dims):
-                        return None
+                mine = self.group_of.get(id(view.base)) is group
+                if mine and (group.level[id(view.base)] == FULL or not view.is_whole(i.dims)):
+                    return None
             return REDUCED
         return None
 
@@ -312,9 +308,7 @@ class _Fuser:
 
     def _merge_inputs(self, t: Tensor, group: Group) -> Group:
         """Before t joins, bring the groups of its other inputs together where that is safe."""
-        numbers = {
-            g.number for b in self._bases(t) if (g := self.group_of.get(id(b))) is not None
-        }
+        numbers = {g.number for b in self._bases(t) if (g := self.group_of.get(id(b))) is not None}
         for number in sorted(numbers, reverse=True):
             other = self.groups[number]
             if other is group or not other.members:
@@ -357,9 +351,9 @@ class _Fuser:
                 continue
             for i in t.node.inputs:
                 view = self.views.of(i)
-                if self.group_of.get(id(view.base)) is source:
-                    if target.level[id(t)] == REDUCED or not view.is_whole(i.dims):
-                        return False
+                reads = self.group_of.get(id(view.base)) is source
+                if reads and (target.level[id(t)] == REDUCED or not view.is_whole(i.dims)):
+                    return False
         return True
 
     def _last_read(self, group: Group) -> int:
@@ -477,5 +471,3 @@ def _update_only(program: Program, order: Sequence[Node]) -> set[int]:
         if (id(t) in targets or readers) and all(id(r.outputs[0]) in late for r in readers):
             late.add(id(t))
     return late
-
-

@@ -35,6 +35,9 @@ from graphc.passes.operands import (
 )
 from graphc.passes.views import View
 
+ROW = 16
+"""Fewest elements of a row worth a reduction along it: each ends with one across lanes."""
+
 
 def maps_of(node: Node) -> ContractionMaps:
     """How a contraction operator's axes address its operands."""
@@ -122,10 +125,11 @@ class _Contraction:
         m = self.maps
         dtype = self.group.head.types[0].dtype
         bufs = self.buffers.dtypes()
-        if dtype.is_float and not self.checks.sites:
-            return Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype)
         axes = (*m.batch, *m.m, *m.n, *m.k)
         outer = len(axes) - len(m.k)
+        rows = self._by_rows(a, b)
+        if dtype.is_float and not self.checks.sites and not rows:
+            return Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype)
         product = Expr("load", (), (a, 0), dtype) * Expr("load", (), (b, 0), dtype)
         red = tuple(range(outer, len(axes)))
         stages = (
@@ -139,4 +143,28 @@ class _Contraction:
         if not par:
             axes = (*axes, 1)
             par = (len(axes) - 1,)
-        return LoopKernel(axes, par, par[-1], bufs, stages, (), len(self.checks.sites))
+        vec = red[-1] if rows else par[-1]
+        return LoopKernel(axes, par, vec, bufs, stages, (), len(self.checks.sites))
+
+    def _by_rows(self, a: Access, b: Access) -> bool:
+        """Whether this is a matrix times a vector, or several, with contiguous rows to sum.
+
+        Each element of the matrix is used once then, so nothing repays packing.
+        """
+        m = self.maps
+        if len(m.k) != 1 or (isinstance(m.k[0], int) and m.k[0] < ROW):
+            return False
+        if dims.product(m.m) != 1 and dims.product(m.n) != 1:
+            return False
+        k = len(m.batch) + len(m.m) + len(m.n)
+        return all(_is_contiguous(access, k) for access in (a, b))
+
+
+def _is_contiguous(access: Access, axis: int) -> bool:
+    """Whether steps along an axis move by one element, whatever is inside."""
+    moves = [(c, t) for t in access.terms for moved, c in t.axes if moved == axis]
+    return (
+        len(moves) == 1
+        and all(c == 1 and t.stride == 1 for c, t in moves)
+        and all(t.limit is None for t in access.terms)
+    )

@@ -14,6 +14,7 @@ from graphc.kernel import Access, Accumulator, Expr, LoopKernel, Ragged, Stage, 
 from graphc.nest import contiguous
 from graphc.node import Tensor
 from graphc.passes.fuse import ACC, CHUNK, FULL, REDUCED, Fusion, Group
+from graphc.passes.lower_transpose import by_columns
 from graphc.passes.operands import (
     Buffers,
     Checks,
@@ -193,7 +194,8 @@ class _Loop:
         ]
         if reduced:
             stages.append(Stage((), (), tuple(reduced)))
-        return self._step(self._kernel(stages, self.axes.par), label_of(self.group))
+        kernel = by_columns(self._kernel(stages, self.axes.par))
+        return self._step(kernel, label_of(self.group))
 
     def _kernel(
         self, stages: Sequence[Stage], par: tuple[int, ...], ragged: tuple[Ragged, ...] = ()

@@ -21,7 +21,6 @@ from graphc.dims import Dim, DimLike
 from graphc.errors import RunError
 from graphc.kernel import (
     Access,
-    Contraction,
     Expr,
     Kernel,
     LoopKernel,
@@ -34,6 +33,7 @@ from graphc.kernel import (
 from graphc.node import Tensor
 from graphc.passes.estimate import typical
 from graphc.passes.fuse import Fusion
+from graphc.passes.in_place import may_share
 from graphc.passes.operands import CheckSite, LoweredStep, Value, value_bytes
 from graphc.plan import BufferUse, Check, Plan, Ref, Slot, Step
 from graphc.plan import Value as Border
@@ -41,6 +41,7 @@ from graphc.types import DType
 
 BlocksOf = Callable[[Kernel], DimLike]
 """How many blocks a back end cuts a kernel into."""
+
 
 def plan_memory(fusion: Fusion, steps: Sequence[LoweredStep], blocks_of: BlocksOf) -> Plan:
     """Place every value and tie the steps together."""
@@ -104,20 +105,18 @@ class _Planner:
             self.refs[id(self.fusion.views.of(t).base)] = Ref("output", i)
 
     def _place_constants(self) -> None:
-        for step in self.steps:
-            for value in step.args:
-                if isinstance(value, Tensor) and value.node.op.name == "constant":
-                    if id(value) not in self.refs:
-                        self.refs[id(value)] = Ref("constant", len(self.constants))
-                        self.constants.append(value.node.attrs["value"].array)
+        for value in (v for step in self.steps for v in step.args):
+            if not isinstance(value, Tensor) or value.node.op.name != "constant":
+                continue
+            if id(value) not in self.refs:
+                self.refs[id(value)] = Ref("constant", len(self.constants))
+                self.constants.append(value.node.attrs["value"].array)
 
     def _place_updates(self) -> None:
         """Decide for each update: written in place by its step, or copied after the others."""
         number = {id(v): i for i, v in enumerate(self.variables)}
         readers = self._readers()
-        writer = {
-            id(s.args[w]): i for i, s in enumerate(self.steps) for w in s.writes
-        }
+        writer = {id(s.args[w]): i for i, s in enumerate(self.steps) for w in s.writes}
         last_check = max([i for i, s in enumerate(self.steps) if s.checks], default=-1)
         for variable, t in self.program.updates:
             base = self.fusion.views.of(t).base
@@ -252,9 +251,7 @@ class _Planner:
                 found = (number, sizes, self.blocks_of(s.kernel))
                 canonical[id(s.kernel)] = found
             number, sizes, blocks = found
-            steps.append(
-                Step(number, refs, s.writes, sizes, blocks, wait, s.label, s.locs)
-            )
+            steps.append(Step(number, refs, s.writes, sizes, blocks, wait, s.label, s.locs))
         return tuple(kernels), tuple(steps)
 
     def _uses(self) -> tuple[BufferUse, ...]:
@@ -327,89 +324,6 @@ def _waits(rows: Sequence[tuple[LoweredStep, tuple[Ref, ...]]]) -> list[int]:
         written |= outs
         read |= ins
     return waits
-
-
-# ---- may an output live in an input's memory? --------------------------------------------------
-
-
-def may_share(kernel: Kernel, old: int, new: int) -> bool:
-    """Whether buffer `new` may be the same memory as `old`: every element is read only in the
-    iteration that overwrites it, and never after."""
-    if kernel.bufs[old].itemsize != kernel.bufs[new].itemsize:
-        return False
-    if isinstance(kernel, Contraction):
-        if old in (0, 1):
-            return False
-        return _stores_match(kernel.stores, old, new, set())
-    access: Access | None = None
-    at = -1
-    for k, stage in enumerate(kernel.stages):
-        for store in stage.stores:
-            if store.access.buf == new:
-                if access is not None or store.index is not None or store.add:
-                    return False
-                access, at = store.access, k
-            elif store.access.buf == old:
-                return False
-    if access is None or any(t.limit is not None for t in access.terms):
-        return False
-    if not _covers(kernel, access, kernel.stages[at]):
-        return False
-    for k, stage in enumerate(kernel.stages):
-        for load in _loads_of(stage, old):
-            if load is None or (load.terms, load.offset) != (access.terms, access.offset):
-                return False
-            if k > at:
-                return False
-    return True
-
-
-def _covers(kernel: LoopKernel, access: Access, stage: Stage) -> bool:
-    """Whether each iteration of the store touches an element of its own."""
-    used = {axis for term in access.terms for axis, _ in term.axes}
-    moving = [a for a in (*kernel.par, *stage.red) if kernel.axes[a] != 1]
-    return all(a in used for a in moving)
-
-
-def _stores_match(stores: Sequence[Store], old: int, new: int, seen: set[int]) -> bool:
-    accesses = [s.access for s in stores if s.access.buf == new]
-    if len(accesses) != 1 or any(s.access.buf == old for s in stores):
-        return False
-    (access,) = accesses
-    if any(t.limit is not None for t in access.terms):
-        return False
-    for s in stores:
-        for load in _expr_loads(s.expr, old, seen):
-            if load is None or (load.terms, load.offset) != (access.terms, access.offset):
-                return False
-    return True
-
-
-def _loads_of(stage: Stage, buf: int) -> list[Access | None]:
-    """Accesses to a buffer in a stage; None for one whose index is computed."""
-    seen: set[int] = set()
-    found: list[Access | None] = []
-    for acc in stage.accs:
-        found.extend(_expr_loads(acc.expr, buf, seen))
-    for store in stage.stores:
-        found.extend(_expr_loads(store.expr, buf, seen))
-        if store.index is not None:
-            found.extend(_expr_loads(store.index, buf, seen))
-    return found
-
-
-def _expr_loads(expr: Expr, buf: int, seen: set[int]) -> list[Access | None]:
-    found: list[Access | None] = []
-    stack = [expr]
-    while stack:
-        e = stack.pop()
-        if id(e) in seen:
-            continue
-        seen.add(id(e))
-        if e.op in ("load", "gather") and e.value[0].buf == buf:
-            found.append(e.value[0] if e.op == "load" else None)
-        stack.extend(e.args)
-    return found
 
 
 # ---- small parts -------------------------------------------------------------------------------

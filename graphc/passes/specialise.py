@@ -75,10 +75,13 @@ def unknown_broadcasts(program: Program) -> list[Meeting]:
     """The sizes that may or may not be 1 where they are broadcast, in topological order."""
     found: dict[Meeting, None] = {}
     for node in program.order():
-        for d, target in _meetings(node):
-            if isinstance(d, Dim) and d is not target:
-                found[d, target] = None
+        found.update(dict.fromkeys(node_broadcasts(node)))
     return list(found)
+
+
+def node_broadcasts(node: Node) -> list[Meeting]:
+    """The sizes that may or may not be 1 where this node broadcasts them."""
+    return [(d, to) for d, to in _meetings(node) if isinstance(d, Dim) and d is not to]
 
 
 def _meetings(node: Node) -> Iterator[tuple[DimLike, DimLike]]:

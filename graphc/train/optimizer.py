@@ -63,6 +63,8 @@ class Optimizer:
         self, loss: Tensor, var_list: Sequence[Variable] | None = None, grad_loss: Any = None
     ) -> list[GradientPair]:
         """(gradient, variable) pairs; None for a variable that is frozen or not reached."""
+        if not isinstance(loss, Tensor):
+            raise GraphTypeError(f"{self.name}: the loss is a tensor, not {loss!r:.60}")
         variables = trainable_variables() if var_list is None else list(var_list)
         for v in variables:
             if not isinstance(v, Variable):

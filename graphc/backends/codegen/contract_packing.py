@@ -15,6 +15,10 @@ from graphc.backends.codegen.contract_access import Operand, Record, Table, sum_
 from graphc.backends.codegen.contract_microkernel import lanes_below, masked_load
 from graphc.backends.codegen.text import FunctionText
 
+QUARTERS = 4
+QUARTER_BYTES = 16
+"""Shuffles of 512-bit vectors are cheapest within quarters, and of whole quarters."""
+
 
 @dataclass(frozen=True)
 class Packer:
@@ -176,8 +180,8 @@ def pack_transposed(
 ) -> None:
     """Copy runs along inner to columns of the destination, rows `stride` bytes apart.
 
-    A square of vectors is transposed by log2(lanes) <= 4 perfect shuffles, in two short loops with
-    a scratch square between: LLVM is slow to compile long chains of shuffles.
+    A square of vectors is transposed in two short loops with a scratch square between: LLVM is
+    slow to compile long chains of shuffles.
     """
     runs = f.open_loop(0, inner.rows, 1, [("ptr", destination)])
     at = runs.carried[0]
@@ -198,15 +202,12 @@ def pack_transposed(
         source, _ = p.operand.locate(f, columns.position(f, p, lane), record)
         return masked_load(f, p, f.offset(source, moved), shared)
 
-    stages = p.lanes.bit_length() - 1
     begin = f.offset(at, f.mul(copy.index, stride))
-    read: Callable[[str], str] = load
-    for done in range(0, stages, 2):
-        here = min(2, stages - done)
-        last = done + here == stages
-        rows = (begin, stride) if last else (square, p.vector_bytes)
-        _shuffle(f, p, read, rows, here)
-        read = _reader(f, p, square)
+    if p.vector_bytes == QUARTERS * QUARTER_BYTES:
+        _transpose_quarters(f, p, load, square)
+        _transpose_blocks(f, p, square, begin, stride)
+    else:
+        _transpose_by_halves(f, p, load, (begin, stride), square)
     f.close_loop(copy)
     f.close_loop(runs, [f.offset(at, f.mul(length, stride))])
 
@@ -223,6 +224,82 @@ def _locate_lanes(
     f.emit(f"store ptr {source}, ptr {slot}, align 8")
     f.emit(f"store i64 {available}, ptr {f.offset(slot, 8)}, align 8")
     f.close_loop(lanes, [f.offset(slot, 16)])
+
+
+def _transpose_by_halves(
+    f: FunctionText,
+    p: Packer,
+    read: Callable[[str], str],
+    destination: tuple[str, int],
+    square: str,
+) -> None:
+    """Transpose a square by log2(lanes) <= 4 perfect shuffles."""
+    stages = p.lanes.bit_length() - 1
+    for done in range(0, stages, 2):
+        here = min(2, stages - done)
+        rows = destination if done + here == stages else (square, p.vector_bytes)
+        _shuffle(f, p, read, rows, here)
+        read = _reader(f, p, square)
+
+
+def _transpose_quarters(
+    f: FunctionText, p: Packer, read: Callable[[str], str], square: str
+) -> None:
+    """The first loop over a square of vectors of four 128-bit quarters of w elements each.
+
+    Transposes w x w elements within quarters: vector QUARTERS * c + q of the square then holds in
+    quarter i rows w * q ... of column w * i + c.  These shuffles and those of `_transpose_blocks`
+    need no table of indices, which would keep registers from the register tile.
+    """
+    w = p.lanes // QUARTERS
+    loop = f.open_loop(0, QUARTERS, 1)
+    first = f.mul(loop.index, w)
+    rows = _columns(f, p, [read(f.add(first, i)) for i in range(w)], 1)
+    at = f.offset(square, f.mul(loop.index, p.vector_bytes))
+    for c, x in enumerate(rows):
+        _store(f, p, x, f.offset(at, c * QUARTERS * p.vector_bytes))
+    f.close_loop(loop)
+
+
+def _transpose_blocks(f: FunctionText, p: Packer, square: str, begin: str, stride: int) -> None:
+    """The second loop: transposes 4 x 4 quarters, and writes finished columns."""
+    w = p.lanes // QUARTERS
+    read = _reader(f, p, square)
+    loop = f.open_loop(0, w, 1, [("ptr", begin)])
+    first = f.mul(loop.index, QUARTERS)
+    v = [read(f.add(first, i)) for i in range(QUARTERS)]
+    low = [_every_other(f, p, v[0], v[1], odd) for odd in range(2)]
+    high = [_every_other(f, p, v[2], v[3], odd) for odd in range(2)]
+    for i in range(QUARTERS):
+        x = _every_other(f, p, low[i % 2], high[i % 2], i // 2)
+        _store(f, p, x, f.offset(loop.carried[0], i * w * stride))
+    f.close_loop(loop, [f.offset(loop.carried[0], stride)])
+
+
+def _columns(f: FunctionText, p: Packer, rows: list[str], unit: int) -> list[str]:
+    """The columns of rows of units of elements, within each quarter."""
+    if len(rows) == 1:
+        return rows
+    pairs = list(zip(rows[::2], rows[1::2], strict=True))
+    low, high = ([_unpack(f, p, x, y, unit, half) for x, y in pairs] for half in range(2))
+    return [*_columns(f, p, low, 2 * unit), *_columns(f, p, high, 2 * unit)]
+
+
+def _unpack(f: FunctionText, p: Packer, x: str, y: str, unit: int, half: int) -> str:
+    """Interleave units of elements of one half of each quarter of x with those of y."""
+    w = p.lanes // QUARTERS
+    picked = []
+    for quarter in range(0, p.lanes, w):
+        for at in range(quarter + half * w // 2, quarter + (half + 1) * w // 2, unit):
+            picked += [*range(at, at + unit), *range(p.lanes + at, p.lanes + at + unit)]
+    return _pick(f, p, x, y, picked)
+
+
+def _every_other(f: FunctionText, p: Packer, x: str, y: str, odd: int) -> str:
+    """The even or the odd quarters of x, then those of y."""
+    w = p.lanes // QUARTERS
+    picked = [q * w + i for q in range(odd, 2 * QUARTERS, 2) for i in range(w)]
+    return _pick(f, p, x, y, picked)
 
 
 def _reader(f: FunctionText, p: Packer, square: str) -> Callable[[str], str]:
@@ -260,8 +337,13 @@ def _shuffle(
 
 def _interleave(f: FunctionText, p: Packer, x: str, y: str, half: int) -> str:
     n = p.lanes
-    picked = [half * n // 2 + i // 2 + (n if i % 2 else 0) for i in range(n)]
-    return f.value(f"shufflevector {p.vector} {x}, {p.vector} {y}, <{n} x i32> {_indices(picked)}")
+    return _pick(f, p, x, y, [half * n // 2 + i // 2 + (n if i % 2 else 0) for i in range(n)])
+
+
+def _pick(f: FunctionText, p: Packer, x: str, y: str, numbers: list[int]) -> str:
+    """Lanes by number: those of x, then those of y."""
+    indices = f"<{p.lanes} x i32> {_indices(numbers)}"
+    return f.value(f"shufflevector {p.vector} {x}, {p.vector} {y}, {indices}")
 
 
 def _indices(numbers: list[int]) -> str:

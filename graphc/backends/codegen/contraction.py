@@ -185,6 +185,7 @@ class _Emitter:
             origins[side] = sum_records(f, operand.origin(), part)
         if t.pack_left.mode == "rows":
             self.left_tables[0].fill(f, self.row0, self.rows)
+            self._clear_missing_rows()
         if t.pack_right.mode == "transpose":
             self.right_tables[0].fill(f, self.col0, self.cols)
         slices = f.open_loop(0, f.smax(self.k_count, 1), t.depth)
@@ -201,6 +202,20 @@ class _Emitter:
             self._pack_right(self._packer(self.right, origins["right"]), depth)
         self._multiply(depth, f.value(f"icmp eq i64 {slices.index}, 0"), in_place)
         f.close_loop(slices)
+
+    def _clear_missing_rows(self) -> None:
+        """Zero the rows of the last tile that lie beyond the block.
+
+        Their sums are never stored, but arithmetic on whatever the stack holds, denormal numbers
+        above all, can be many times slower.
+        """
+        f, t = self.f, self.t
+        tiles = self._ceildiv(self.rows, t.tile_rows)
+        first, last = f.mul(self.rows, self.a_row), f.mul(tiles, self.a_panel)
+        clear = f.open_loop(first, last, 64)
+        at = f.offset(self.scratch["a"], clear.index)
+        f.emit(f"store <64 x i8> zeroinitializer, ptr {at}, align {self.itemsize}")
+        f.close_loop(clear)
 
     def _packer(self, operand: Operand, origin: Record) -> Packer:
         zeros, located = self.scratch["zeros"], self.scratch["located"]

@@ -59,7 +59,7 @@ def driver_text(architecture: str, threads: bool, futex: bool, affinity: bool) -
     """The module for a machine with or without pthreads, futex sleep and control of affinity."""
     declare_pause, pause = _PAUSE.get(architecture, ("", ""))
     if not threads:
-        return _expand(PLAN.replace("{declare_pause}", "") + ALONE_RUN)
+        return expand(PLAN.replace("{declare_pause}", "") + ALONE_RUN)
     declare_sleep = "declare i64 @syscall(i64, ...)" if futex else "declare i32 @usleep(i32)"
     sleep = FUTEX_SLEEP if futex else POLLING_SLEEP
     text = PLAN + TEAM + sleep + (SPREAD if affinity else NO_SPREAD)
@@ -70,10 +70,10 @@ def driver_text(architecture: str, threads: bool, futex: bool, affinity: bool) -
         "{futex}": str(FUTEX_CALL.get(architecture, 0)),
     }.items():
         text = text.replace(name, replacement)
-    return _expand(text)
+    return expand(text)
 
 
-def _expand(text: str) -> str:
+def expand(text: str) -> str:
     """Write out the abbreviations WORD and ROW."""
     text = re.sub(
         r"  (%\w+) = WORD (ptr %\w+, i64 [%\w]+)",

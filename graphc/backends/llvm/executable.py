@@ -87,6 +87,11 @@ class LLVMExecutable:
         bound.keep(context)
         return outputs
 
+    def layout(self, sizes: Sizes) -> Layout:
+        """The tables for sizes of a run that has been."""
+        bound = self._bound.get(tuple(map(sizes.get, self._atoms)))
+        return (bound or self._bind(sizes)).layout
+
     def arena_bytes(self, sizes: Sizes) -> int:
         """Bytes of scratch memory a run with these sizes uses."""
         return self.plan.arena_bytes(sizes)

@@ -43,6 +43,8 @@ MAX_CLAIM = 1 << 31
 
 FAULT_WORDS = 4
 
+_PARALLEL = 4
+
 
 class _Numbers:
     """Numbers each distinct size expression; 0 is the constant 1."""
@@ -137,6 +139,7 @@ class PlanTables:
             slot_args=places.args + self._slot_args[0],
             slot_offsets=(np.cumsum(slots) - slots)[self._slot_args[1]],
             arena_bytes=int(slots.sum()),
+            work=float(work.sum()),
             outputs=[
                 OutputPool(tuple(int(values[i]) for i in shape), v.type.dtype.numpy)
                 for shape, v in zip(self._shapes, self.plan.outputs, strict=True)
@@ -207,7 +210,13 @@ class Layout:
     slot_args: npt.NDArray[np.intp]
     slot_offsets: Words
     arena_bytes: int
+    work: float  # elements of all steps, whether one block or many
     outputs: list[OutputPool]
+
+    @property
+    def parallel(self) -> bool:
+        """Whether workers are of use to a run."""
+        return bool(self.words[_PARALLEL])
 
     @property
     def context_bytes(self) -> int:

@@ -41,6 +41,7 @@ class Driver:
         names = ["run", "start", "spin", "quiesce"] if self.threads else ["run"]
         found = jit.compile_text(text, names)
         word = ctypes.c_int64
+        self.run_address = found["run"]
         self.run: Callable[[int, int, int], int] = ctypes.CFUNCTYPE(word, word, word, word)(
             found["run"]
         )
@@ -133,7 +134,7 @@ def team() -> Team:
     global _team
     found = _team
     if found is None:
-        native = _driver()
+        native = native_driver()
         with _lock:
             if _team is None:
                 _team = Team(native)
@@ -144,7 +145,8 @@ def team() -> Team:
 _native: Driver | None = None
 
 
-def _driver() -> Driver:
+def native_driver() -> Driver:
+    """The driver's code, compiled once per process."""
     global _native
     with compile_lock:
         if _native is None:

@@ -10,7 +10,7 @@ import pytest
 from graphc import dims
 from graphc.dims import DimLike
 from graphc.kernel import Access, Accumulator, Contraction, Expr, LoopKernel, Stage, Store, Term
-from graphc.passes.plan_memory import may_share
+from graphc.passes.in_place import may_share
 from graphc.types import DType, float32, float64, int64
 
 ROWS, COLUMNS = dims.symbol("rows"), dims.symbol("columns")

@@ -1,0 +1,239 @@
+"""Native entries: a call of a small compiled program without any Python in between.
+
+A `NativeEntry` begins with a slow callable and knows no shapes; `call` then does what the slow one
+does.  Shapes that come again and again get a case: tables of their own, which the one native
+function of the process recognises and runs.  A new size therefore compiles nothing.  Only programs
+that write no state, run on one thread and need little memory get cases; the others gain nothing.
+Imports: entry_text, entry_function, executable, tables, memory.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from graphc.backends.llvm import entry_text as at
+from graphc.backends.llvm.entry_function import Table, kind_of, native_function
+from graphc.backends.llvm.executable import LLVMExecutable
+from graphc.backends.llvm.memory import RECYCLED_BYTES, Array, address_of
+from graphc.backends.llvm.tables import Context, Layout, Words
+from graphc.dims import Sizes
+
+FORMS = ("bare", "list", "tuple")
+"""Forms of a result: the only output itself, or all of them in a list or a tuple."""
+
+CASES = 8
+"""How many sets of shapes an entry recognises."""
+
+CALLS_BEFORE = 16
+"""Calls with the same shapes before they get a case; more once cases have begun to be replaced."""
+
+SHAPES_NOTED = 256
+
+CASE_BYTES = 1 << 20
+"""A case keeps the plan's scratch memory for itself, so there are none above this many bytes."""
+
+LONG_WORK = 16384
+"""Element operations, some tens of microseconds, from which a run lets other threads go on."""
+
+STEP_WORK = 64
+"""What starting a step costs, in element operations."""
+
+MAX_RANK = at.ROW_WORDS - at.DIMS_AT
+
+
+class Store(Protocol):
+    """The state of a session; see `variable_store.VariableStore.snapshot`."""
+
+    def snapshot(self, ids: Sequence[int]) -> tuple[int, int, Any, list[Array]] | None:
+        """The gate of these variables (address of a word, what it must hold, owner), their arrays.
+
+        None while they are being written.
+        """
+        ...
+
+
+class NativeEntry(Table):
+    """A callable and the shapes it has been called with.
+
+    slow     does everything, with the same arguments; it calls `note` after each run
+    inputs   how many positional arguments `slow` takes
+    outputs  how many results it has
+    form     of the result, one of FORMS
+    order    the argument that each input of the program is (None: the same order)
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_added",
+        "_cases",
+        "_evicted",
+        "_lock",
+        "_order",
+        "_retired",
+        "_seen",
+        "_slow",
+    )
+
+    def __init__(
+        self,
+        slow: Callable[..., Any],
+        inputs: int,
+        outputs: int,
+        form: str,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        self._slow = slow
+        self._order = tuple(order) if order is not None else tuple(range(inputs))
+        self._cases: list[_Case] = []
+        self._seen: dict[tuple[tuple[int, ...], ...], int] = {}
+        self._retired: list[_Case] = []
+        self._added = 0
+        self._evicted = 0
+        self._lock = threading.Lock()
+        native = native_function()
+        constants = native.words if native is not None else [0]
+        self.words = np.zeros(at.ENTRY_WORDS + CASES, np.int64)
+        self.words[: 5 + len(constants)] = [
+            *(inputs, outputs, FORMS.index(form), 0, id(slow)),
+            *constants,
+        ]
+
+    def function(self) -> Callable[..., Any]:
+        """A Python function that does what `slow` does and keeps this entry alive."""
+        native = native_function()
+        return self._slow if native is None else native.of(self)
+
+    def note(
+        self,
+        executable: Any,
+        sizes: Sizes,
+        arrays: Sequence[Array],
+        ids: Sequence[int],
+        store: Store,
+    ) -> None:
+        """`slow` has run the program on these inputs; their shapes may be worth a case.
+
+        ids  the variables that the program reads, by the numbers `store` knows them by
+        """
+        shapes = tuple([a.shape for a in arrays])
+        if len(self._seen) > SHAPES_NOTED:
+            self._seen.clear()
+        calls = self._seen.get(shapes, 0) + 1
+        self._seen[shapes] = calls
+        if calls >= CALLS_BEFORE << min(self._evicted // CASES, 16) and self._lock.acquire(False):
+            try:
+                possible = native_function() is not None and self._install(
+                    executable, sizes, shapes, ids, store
+                )
+                self._seen[shapes] = 0 if possible else -sys.maxsize
+            finally:
+                self._lock.release()
+
+    def _install(
+        self,
+        executable: Any,
+        sizes: Sizes,
+        shapes: tuple[tuple[int, ...], ...],
+        ids: Sequence[int],
+        store: Store,
+    ) -> bool:
+        """Make a case for these shapes; False if they can have none."""
+        inputs, outputs = self.words[:2]
+        if not isinstance(executable, LLVMExecutable):
+            return False
+        plan = executable.plan
+        borders = (len(plan.inputs), len(plan.outputs), len(plan.variables))
+        if borders != (inputs, outputs, len(ids)):
+            return False
+        layout = executable.layout(sizes)
+        long = layout.work + STEP_WORK * len(plan.steps) >= LONG_WORK
+        if not _worthwhile(executable, layout) or (long and ids):
+            return False  # a long run lets go of the GIL, which alone keeps writers away
+        found = store.snapshot(ids)
+        if found is None:
+            return True
+        address, wanted, owner, state = found
+        old = next((c for c in self._cases if c.shapes == shapes), None)
+        if old is None or old.wanted != wanted:
+            header = [0, address, wanted]
+            case = _Case(executable, layout, shapes, self._order, header, state, long)
+            case.owner = owner
+            self._put(case, old)
+        return True
+
+    def _put(self, case: _Case, old: _Case | None) -> None:
+        """Add a case in place of `old` or, where all places are taken, of the one added first."""
+        if old is None and len(self._cases) == CASES:
+            old = min(self._cases, key=lambda c: c.number)
+            self._evicted += 1
+        self._added += 1
+        case.number = self._added
+        place = len(self._cases) if old is None else self._cases.index(old)
+        self.words[at.ENTRY_WORDS + place] = address_of(case.words)
+        self._cases[place : place + 1] = [case]
+        self.words[3] = len(self._cases)
+        # A run without the GIL may still be in the old one; none begins there any more.
+        self._retired = [c for c in [*self._retired, old] if c is not None and c.words[0]]
+
+
+class _Case:
+    """The tables and the memory of one set of shapes."""
+
+    number = 0
+    owner: Any = None  # of the gate's word
+
+    def __init__(
+        self,
+        executable: LLVMExecutable,
+        layout: Layout,
+        shapes: tuple[tuple[int, ...], ...],
+        order: Sequence[int],
+        gate: Sequence[int],
+        state: Sequence[Array],
+        long: bool,
+    ) -> None:
+        plan = executable.plan
+        self.shapes = shapes
+        self.wanted = gate[2]
+        self._held = (executable, state, layout)
+        self._context = Context(layout)
+        borders = self._context.address + 8 * layout.places.borders
+        first = len(plan.inputs) + len(state)
+        rows = [_row(shapes[i], plan.inputs[i].type.dtype.numpy, i) for i in _inverse(order)]
+        for j, pool in enumerate(layout.outputs):
+            rows.append(_row(pool.shape, pool.dtype, first + j))
+        header = [*gate, self._context.address, borders, int(long), first]
+        self.words: Words = np.zeros(at.CASE_WORDS + at.ROW_WORDS * len(rows), np.int64)
+        self.words[: len(header)] = header
+        self.words[at.CASE_WORDS :].reshape(len(rows), -1)[:] = rows
+        for j, array in enumerate(state):
+            self._context.words[layout.places.borders + len(plan.inputs) + j] = id(array)
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    """The input of the program that each argument is."""
+    return sorted(range(len(order)), key=lambda i: order[i])
+
+
+def _row(shape: tuple[int, ...], dtype: np.dtype[Any], border: int) -> list[int]:
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    row = [len(shape), size, border, kind_of(dtype), id(dtype), *shape]
+    return row + [0] * (at.ROW_WORDS - len(row))
+
+
+def _worthwhile(executable: LLVMExecutable, layout: Layout) -> bool:
+    """Whether a run is so small that what a Python call costs matters."""
+    plan = executable.plan
+    values = [*plan.inputs, *plan.outputs]
+    return (
+        not layout.parallel
+        and layout.context_bytes <= CASE_BYTES
+        and all(pool.bytes < RECYCLED_BYTES for pool in layout.outputs)
+        and all(v.type.shape is not None and len(v.type.shape) <= MAX_RANK for v in values)
+        and all(v.type.dtype.numpy.isbuiltin == 1 for v in values)
+    )
