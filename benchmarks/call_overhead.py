@@ -3,7 +3,8 @@
     python benchmarks/call_overhead.py
 
 The program adds its feeds, ten floats each, after x * 2 + 1 (no feed: a constant); `variable` reads
-a variable as well.  Best of five.
+a variable as well.  The best of several
+readings, less what an empty loop costs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 
 import graphc as gx
 
-CALLS = 20_000
+CALLS = 2_000
+READINGS = 30
 
 
 def nanoseconds(call: Callable[[], Any]) -> float:
@@ -24,8 +26,8 @@ def nanoseconds(call: Callable[[], Any]) -> float:
     for _ in range(100):
         call()
     # The loop and the lambda around the call are no part of it.
-    empty = min(timeit.repeat(lambda: None, number=CALLS, repeat=5))
-    return (min(timeit.repeat(call, number=CALLS, repeat=5)) - empty) / CALLS * 1e9
+    empty = min(timeit.repeat(lambda: None, number=CALLS, repeat=READINGS))
+    return (min(timeit.repeat(call, number=CALLS, repeat=READINGS)) - empty) / CALLS * 1e9
 
 
 def expression(inputs: list[Any]) -> Any:

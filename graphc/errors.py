@@ -65,6 +65,10 @@ class RunError(GraphcError, RuntimeError):
     """A fault found while running: the run changed nothing."""
 
 
+class SizeError(RunError, MemoryError):
+    """Sizes whose arrays no memory can hold."""
+
+
 class IndexOutOfRangeError(RunError, IndexError):
     """An index outside its axis, found while running."""
 

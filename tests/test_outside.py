@@ -449,6 +449,53 @@ def test_composed_activations(device: str) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
+# ---- gradients of gradients --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("sizes", [(5, 5, 5), (1, 5, 5), (5, 1, 5), (1, 1, 5), (1, 1, 1)])
+def test_a_shape_that_only_a_gradient_still_needs(sizes: tuple[int, ...], device: str) -> None:
+    """The product's shape bc(a, bc(b, c)) stays in the program where the sum itself does not."""
+    a, b, c = (gx.placeholder("f64", (None,), name=n) for n in "abc")
+    weights = np.ones(max(sizes))
+    first = gx.gradients(a + b * c, [a, b, c], grad_ys=[gx.constant(weights)])
+    total = gx.add_n([gx.sum(gx.sin(g)) for g in first[1:] if g is not None])
+    second = gx.gradients(total, [b, c])
+    arrays = [np.full(n, v) for n, v in zip(sizes, (1.0, 2.0, 3.0), strict=True)]
+    got = run(second, device, dict(zip((a, b, c), arrays, strict=True)))
+
+    def slopes(b_: Any, c_: Any) -> Any:
+        wide = (weights * c_, weights * b_)
+        summed = [np.sum(w) if v.size == 1 else w for w, v in zip(wide, (b_, c_), strict=True)]
+        return np.array(sum(np.sum(np.sin(v)) for v in summed))
+
+    for i, slope in enumerate(got):
+        expected = differences(slopes, arrays[1:], i, np.ones(()))
+        np.testing.assert_allclose(slope, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_scaled_by_a_bounded_norm_twice_differentiated(device: str) -> None:
+    """Fusing this undoes a half-made move of one kernel into another."""
+    x = gx.placeholder("f64", (None, None, None))
+    size = gx.norm(x, 1, (0, 1), keepdims=True)
+    y = x * gx.where(size > 3, 3 / size, 1.0)
+    values = np.random.default_rng(0).standard_normal((3, 4, 2))
+    weights = np.cos(np.arange(24.0)).reshape(3, 4, 2)
+    (slope,) = gx.gradients(y, x, grad_ys=[gx.constant(weights)])
+    assert slope is not None
+    second = gx.gradients(gx.sum(gx.sin(slope)), x)[0]
+    got = run(second, device, {x: values})
+
+    def first(v: Any) -> Any:
+        n = np.abs(v).sum((0, 1), keepdims=True)
+        inner = (weights * v).sum((0, 1), keepdims=True)
+        return np.where(n > 3, 3 / n * weights - 3 / n**2 * inner * np.sign(v), weights)
+
+    expected = differences(lambda v: np.sin(first(v)), [values], 0, np.ones(24).reshape(3, 4, 2))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
 # ---- images ------------------------------------------------------------------------------------
 
 

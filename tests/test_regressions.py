@@ -149,3 +149,10 @@ def test_a_signature_may_hold_a_training_step(tmp_path: Path) -> None:
     assert model.run("train", x=[1.0, 2.0]) == {"step": None}
     (variable,) = model.graph.get_collection(gx.GraphKeys.GLOBAL_VARIABLES)
     assert model.session.get_value(variable) == 4.0
+
+
+def test_sizes_beyond_any_memory_are_an_error() -> None:
+    for shape in ((2**31, 2**31, 2**31), (2**62,), (2**60, 4)):
+        y = gx.sum(gx.cumsum(gx.zeros(shape) + gx.Variable(1.0, dtype="f32"), axis=0))
+        with pytest.raises(MemoryError, match="more than memory can hold"):
+            gx.function([], y)()

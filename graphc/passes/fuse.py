@@ -374,8 +374,8 @@ class _Fuser:
         for t in source.members:
             level = self._level(t, target)
             if level is None:
+                del target.members[len(target.members) - len(placed) :]
                 for p in placed:
-                    target.members.remove(p)
                     del target.level[id(p)]
                     self.group_of[id(p)] = source
                 return False

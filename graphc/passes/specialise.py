@@ -155,7 +155,7 @@ def _decide(d: DimLike, target: DimLike, which: str, known: Known) -> bool:
     return _settle(d, known) == after
 
 
-def _settle(d: DimLike, known: Known) -> DimLike:
+def _settle(d: DimLike, known: Mapping[Atom, DimLike]) -> DimLike:
     for _ in range(64):
         settled = dims.substitute(d, known)
         if settled is d or settled == d:
@@ -218,7 +218,8 @@ def specialise(program: Program, known: Mapping[Atom, DimLike]) -> Program:
 def _substituted(attrs: Mapping[str, Any], known: Mapping[Atom, DimLike]) -> Mapping[str, Any]:
     if not known or not any(has_dims(v) for v in attrs.values()):
         return attrs
-    new = {k: map_dims(v, lambda d: dims.substitute(d, known)) for k, v in attrs.items()}
+    # settled: substituting inside bc(a, bc(b, c)) may make bc(a, c), which is known too
+    new = {k: map_dims(v, lambda d: _settle(d, known)) for k, v in attrs.items()}
     return attrs if new == attrs else new
 
 

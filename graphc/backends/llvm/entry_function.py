@@ -165,6 +165,7 @@ def _reads_right(a: Array) -> bool:
         _word(a, at.TYPE) == id(np.ndarray)
         and _word(a, at.DESCR) == id(a.dtype)
         and _word(a, at.NDIM) & 0xFFFFFFFF == a.ndim
+        and (not a.ndim or _word(a, at.DIMS + 8) - sizes == 8 * a.ndim)  # strides follow sizes
         and all(_at(sizes + 8 * i) == n for i, n in enumerate(a.shape))
         and all(bool(found & bit) == flag for bit, flag in zip(bits, flags, strict=True))
     )

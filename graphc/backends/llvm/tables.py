@@ -21,6 +21,7 @@ from graphc.backends.llvm.driver import HEADER_WORDS, STEP_WORDS
 from graphc.backends.llvm.memory import Array, OutputPool, address_of, aligned_bytes, aligned_copy
 from graphc.backends.llvm.team import release
 from graphc.dims import Atom, Dim, DimLike, Sizes, evaluate
+from graphc.errors import SizeError
 from graphc.kernel import Contraction, Kernel, sizes_of
 from graphc.plan import ALIGNMENT, Plan, Ref, Step
 
@@ -40,6 +41,9 @@ CONTRACTION_DISCOUNT = 8
 
 MAX_CLAIM = 1 << 31
 """Claims count blocks in 32 bits; a plan with more blocks in a step stays on one thread."""
+
+MAX_SIZE = 1 << 56
+"""No buffer has more elements, so that its bytes can be counted in 63 bits."""
 
 FAULT_WORDS = 4
 
@@ -110,7 +114,10 @@ class PlanTables:
 
     def bind(self, sizes: Sizes) -> Layout:
         """The tables for these sizes; evaluates each distinct size expression once."""
-        values = np.array([evaluate(d, sizes) for d in self._dims], np.int64)
+        evaluated = [evaluate(d, sizes) for d in self._dims]
+        if max(evaluated, default=0) > MAX_SIZE:
+            raise SizeError(f"a size of {max(evaluated)} elements is more than memory can hold")
+        values = np.array(evaluated, np.int64)
         slots = self._slot_bytes(values)
         blocks = values[self._blocks]
         work = np.prod(values[self._work].astype(np.float64), axis=1) * self._scale
