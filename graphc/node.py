@@ -137,6 +137,12 @@ class Node:
     def kind(self) -> str:
         return self.op.kind
 
+    @property
+    def title(self) -> str:
+        """What run-time errors call this node: the function the user called."""
+        title: str = self.attrs.get("caller", self.op.name)
+        return title
+
     def __repr__(self) -> str:
         types = ", ".join(str(t) for t in self.types)
         return f"<Node {self.name or self.id} {self.op.name} -> {types or 'none'}>"

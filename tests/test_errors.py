@@ -278,7 +278,7 @@ def test_index_out_of_range(device: str) -> None:
     y = gather(table, i)
     text = model.fails(errors.IndexOutOfRangeError, y, {i: [0, 7]})
     assert text == (
-        f"checked_index: index 7 is out of range for axis 0 of size 3\n  at {at(y)}   {source(y)}"
+        f"gather: index 7 is out of range for axis 0 of size 3\n  at {at(y)}   {source(y)}"
     )
     np.testing.assert_array_equal(model.session.run(y, {i: [2, 0]}), [3, 1])
 

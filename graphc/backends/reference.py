@@ -84,7 +84,7 @@ def evaluate(
     try:
         result = function(attrs, *inputs)
     except RunError as error:
-        raise type(error)(f"{node.op.name}: {error}\n  at {node.loc}   {node.loc.source}") from None
+        raise type(error)(f"{node.title}: {error}\n  at {node.loc}   {node.loc.source}") from None
     results = result if len(node.types) > 1 else (result,)
     return tuple(_typed(node.outputs[i], value) for i, value in enumerate(results))
 

@@ -63,7 +63,9 @@ def _checked_reference(attrs: Attrs, index: Any) -> Any:
     return np.where(wide < 0, wide + size, wide)
 
 
-def _checked_body(s: ScalarBuilder, index: Expr, size: DimLike, wrap: bool, axis: int) -> Expr:
+def _checked_body(
+    s: ScalarBuilder, index: Expr, size: DimLike, wrap: bool, axis: int, caller: str
+) -> Expr:
     # a u64 beyond the signed range becomes negative here, and is refused either way
     wide = s.cast(index, int64)
     limit = s.const(size, int64) if isinstance(size, int) else Expr("size", (), size, int64)
@@ -94,13 +96,20 @@ _checked_op = op(
 )
 
 
-def checked_index(index: Any, size: DimLike, wrap: bool = False, axis: int = 0) -> Tensor:
+def checked_index(
+    index: Any,
+    size: DimLike,
+    wrap: bool = False,
+    axis: int = 0,
+    caller: str = "checked_index",
+) -> Tensor:
     """`index` as i64 positions in [0, size).
 
-    wrap   negative indices count from the end, as in NumPy
+    wrap     negative indices count from the end, as in NumPy
+    caller   the public function on whose behalf it is checked: what errors name
     An index outside is an IndexOutOfRangeError when run.
     """
-    attrs = {"size": size, "wrap": bool(wrap), "axis": int(axis)}
+    attrs = {"size": size, "wrap": bool(wrap), "axis": int(axis), "caller": caller}
     return make(_checked_op, (as_tensor(index),), attrs).outputs[0]
 
 
@@ -238,7 +247,7 @@ def place_sum(index: Tensor, updates: Tensor, size: DimLike, axis: int) -> Tenso
 
 def scatter_sum(indices: Any, updates: Any, size: DimLike, axis: int = 0) -> Tensor:
     """Zeros with `size` elements along `axis`, to which updates[i] is added at indices[i]."""
-    index = checked_index(indices, size, axis=axis)
+    index = checked_index(indices, size, axis=axis, caller="scatter_sum")
     return place_sum(index, as_tensor(updates), size, axis)
 
 
@@ -261,7 +270,7 @@ _scatter_sum_like: Callable[..., Tensor] = deferred(
 
 def _expand_take(x: Tensor, indices: Tensor, axis: int, wrap: bool) -> Tensor:
     a = normalize_axis(axis, len(x.dims))
-    index = checked_index(indices, x.dims[a], wrap, a)
+    index = checked_index(indices, x.dims[a], wrap, a, "take" if wrap else "gather")
     return make(gather_op, (x, index), {"axis": a}).outputs[0]
 
 
@@ -281,7 +290,7 @@ _take = deferred(
 
 def _expand_untake(g: Tensor, x: Tensor, indices: Tensor, axis: int, wrap: bool) -> Tensor:
     a = normalize_axis(axis, len(x.dims))
-    index = checked_index(indices, x.dims[a], wrap, a)
+    index = checked_index(indices, x.dims[a], wrap, a, "take" if wrap else "gather")
     return place_sum(index, g, x.dims[a], a)
 
 
@@ -328,7 +337,7 @@ def _linear_index(shape: Shape, tensors: Sequence[Tensor], axis: int) -> Tensor:
     total: Tensor | None = None
     for i, t in enumerate(tensors):
         d = shape[axis + i]
-        index = checked_index(t, d, True, axis + i)
+        index = checked_index(t, d, True, axis + i, "getitem")
         total = index if total is None else add(multiply(total, size_value(d)), index)
     assert total is not None
     return total
@@ -461,7 +470,7 @@ def take_along_axis(x: Any, indices: Any, axis: int) -> Tensor:
     a = normalize_axis(axis, rank)
     if len(index.dims) != rank:
         raise ShapeError(f"take_along_axis: indices of type {index.type} for {x.type}")
-    index = checked_index(index, x.dims[a], True, a)
+    index = checked_index(index, x.dims[a], True, a, "take_along_axis")
     others = [tuple(1 if i == a else d for i, d in enumerate(t.dims)) for t in (x, index)]
     common = broadcast_shapes(others)
     assert common is not None

@@ -52,7 +52,7 @@ Types = Sequence[TensorType]
 def scatter_add(x: Any, indices: Any, updates: Any) -> Tensor:
     """x with updates[i] added to x[indices[i]] along axis 0; repeated indices all count."""
     x, updates = promoted("scatter_add", as_tensors(x, updates))
-    index = checked_index(indices, x.dims[0])
+    index = checked_index(indices, x.dims[0], caller="scatter_add")
     return add(x, place_sum(index, updates, x.dims[0], 0))
 
 
@@ -125,7 +125,7 @@ _scatter_set_op = op(
 def scatter_update(x: Any, indices: Any, updates: Any) -> Tensor:
     """x with x[indices[i]] replaced by updates[i] along axis 0; the last of repeated ones wins."""
     x, updates = promoted("scatter_update", as_tensors(x, updates))
-    index = checked_index(indices, x.dims[0])
+    index = checked_index(indices, x.dims[0], caller="scatter_update")
     return make(_scatter_set_op, (x, index, updates)).outputs[0]
 
 
@@ -174,7 +174,7 @@ def put_along_axis(x: Any, indices: Any, values: Any, axis: int, mode: str = "se
     index = as_tensor(indices)
     if len(index.dims) != rank:
         raise ShapeError(f"put_along_axis: indices of type {index.type} for {x.type}")
-    index = checked_index(index, x.dims[a], True, a)
+    index = checked_index(index, x.dims[a], True, a, "put_along_axis")
     wanted = (*x.dims[:a], index.dims[a], *x.dims[a + 1 :])
     position = _positions(broadcast_to(index, wanted), x.dims, a)
     flat, updates = reshape(x, (-1,)), reshape(broadcast_to(values, wanted), (-1,))

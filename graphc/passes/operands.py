@@ -104,7 +104,7 @@ class Checks:
     def attribute(self, member: int, node: Node) -> None:
         """Attribute the checks made since the last call to a member of the group, and its node."""
         for error, message in self.scalars.checks[len(self.sites) :]:
-            self.sites.append(CheckSite(error, message, member, node.loc, node.op.name))
+            self.sites.append(CheckSite(error, message, member, node.loc, node.title))
 
 
 AccessOf = Callable[[View, bool], "tuple[tuple[Term, ...], DimLike]"]
