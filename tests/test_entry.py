@@ -16,7 +16,7 @@ import pytest
 
 import graphc as gx
 from graphc.backends.llvm import entry as entry_module
-from graphc.backends.llvm import entry_function
+from graphc.backends.llvm import entry_function, entry_text
 from graphc.backends.llvm.entry import CALLS_BEFORE, CASES, SHAPES_NOTED, NativeEntry
 from graphc.errors import (
     FeedError,
@@ -586,7 +586,7 @@ def test_a_session_dies_at_once() -> None:
         s, x, y = affine()
         for _ in range(HOT):
             s.run(y, {x: X})
-        store = entry_function.np.ones(1)
+        store = np.ones(1)
         s.variables._values[-1] = store
         count = sys.getrefcount(store)
         del s
@@ -614,5 +614,5 @@ def test_wrong_offsets_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert entry_function._layout_is_known()
     for name in ("NDIM", "DIMS", "DESCR", "FLAGS", "TUPLE_SIZE", "TUPLE_ITEM"):
         with monkeypatch.context() as patch:
-            patch.setattr(entry_function.at, name, getattr(entry_function.at, name) - 8)
+            patch.setattr(entry_text, name, getattr(entry_text, name) - 8)
             assert not entry_function._layout_is_known(), name

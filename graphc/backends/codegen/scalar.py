@@ -14,7 +14,13 @@ from graphc.backends.codegen.lanes import Lanes
 from graphc.backends.codegen.math32 import FUNCTIONS32
 from graphc.backends.codegen.math64 import FUNCTIONS64
 from graphc.backends.codegen.remainder import floor_divide, remainder, truncated_remainder
-from graphc.backends.codegen.text import FunctionText, scalar_type, suffix, vector
+from graphc.backends.codegen.text import (
+    KERNEL_ATTRIBUTES,
+    FunctionText,
+    scalar_type,
+    suffix,
+    vector,
+)
 from graphc.types import DType
 
 _BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
@@ -37,6 +43,14 @@ _COMPARISONS = {"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole", "gt": "ogt",
 _REMAINDERS = {"floordiv": floor_divide, "mod": remainder, "fmod": truncated_remainder}
 
 _BOOL_AS_BITS = {"add": "or", "max": "or", "mul": "and", "min": "and"}
+
+
+LONG = frozenset(("sin", "cos", "tan", "pow", "floordiv", "mod", "fmod"))
+"""Float operations that take LLVM 10 to 20 ms for every copy."""
+
+INLINE_USES = 2
+"""A function writes a long operation out this often, which runs a fifth faster than calling it;
+further uses call the module's one shared copy.  The bits are the same."""
 
 
 # function -> the largest error in units in the last place, (float32, float64)
@@ -97,6 +111,33 @@ def emit_scalar(
 
 
 def _float(f: FunctionText, op: str, args: Sequence[str], scalar: str) -> str:
+    if op in LONG:
+        uses = f.uses[op, scalar] = f.uses.get((op, scalar), 0) + 1
+        if uses > INLINE_USES:
+            return _call_shared(f, op, args, scalar)
+    return _float_here(f, op, args, scalar)
+
+
+def _call_shared(f: FunctionText, op: str, args: Sequence[str], scalar: str) -> str:
+    """Call the module's one copy of a long function, writing it first if it is not there."""
+    t = vector(scalar)
+    name = f"graphc.{op}.{scalar}"
+    if name not in f.declarations:
+        shared = FunctionText(name)
+        parameters = [f"%x{i}" for i in range(len(args))]
+        listed = ", ".join(f"{t} {p}" for p in parameters)
+        shared.lines.append(f"define internal {t} @{name}({listed}) {KERNEL_ATTRIBUTES} {{")
+        shared.lines.append("entry:")
+        result = _float_here(shared, op, parameters, scalar)
+        shared.emit(f"ret {t} {result}")
+        shared.lines.append("}")
+        f.declarations.update(shared.declarations)
+        f.declarations[name] = str(shared)
+    listed = ", ".join(f"{t} {a}" for a in args)
+    return f.value(f"call {t} @{name}({listed})")
+
+
+def _float_here(f: FunctionText, op: str, args: Sequence[str], scalar: str) -> str:
     lanes = Lanes(f, scalar)
     if op in _BINARY:
         return f.value(f"{_BINARY[op]} {vector(scalar)} {args[0]}, {args[1]}")

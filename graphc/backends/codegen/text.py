@@ -17,6 +17,9 @@ from graphc.types import DType
 
 LANES = 16
 
+KERNEL_ATTRIBUTES = 'nounwind "no-trapping-math"="true" "prefer-vector-width"="512"'
+"""What LLVM is told about every function we write."""
+
 _SCALAR = {
     "f32": "float",
     "f64": "double",
@@ -101,13 +104,15 @@ class Loop:
 
 
 class FunctionText:
-    """Emits the body of one LLVM function; `declarations` collects the intrinsics it calls."""
+    """Emits the body of one LLVM function; `declarations` collects the intrinsics it calls,
+    `uses` counts what is written out at length."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.lines: list[str] = []
         self.block = "entry"
         self.declarations: dict[str, str] = {}
+        self.uses: dict[tuple[str, str], int] = {}
         self.sizes: dict[Dim, str] = {}
         self.bases: list[str] = []
         self._count = 0
@@ -279,8 +284,8 @@ class FunctionText:
     def open_kernel(self, buffers: int, sizes: Sequence[Dim]) -> None:
         """Begin `void name(ptr args, ptr sizes, i64 b0, i64 b1)` and load its tables."""
         self.lines.append(
-            f"define void @{self.name}(ptr noalias %args, ptr noalias %sizes, i64 %b0, i64 %b1)"
-            ' nounwind "no-trapping-math"="true" "prefer-vector-width"="512" {'
+            f"define void @{self.name}(ptr noalias %args, ptr noalias %sizes, i64 %b0, i64 %b1) "
+            f"{KERNEL_ATTRIBUTES} {{"
         )
         self.lines.append("entry:")
         for i in range(buffers):
