@@ -109,11 +109,7 @@ class Function:
         """
         session = self._session or session_of(self.graph)
         native = self._native
-        if (
-            native is not None
-            and native.session() is session
-            and native.guard == session.nan_guard
-        ):
+        if native is not None and native.session() is session and native.guard == session.nan_guard:
             return native.function(*args, **kwargs)
         return self._run(session, args, kwargs)
 

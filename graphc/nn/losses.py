@@ -81,7 +81,10 @@ def sparse_softmax_cross_entropy_with_logits(labels: Any, logits: Any) -> Tensor
             f"got {chosen.type} and {z.type}"
         )
     classes = z.dims[-1]
-    index = astype(checked_index(chosen, classes, axis=len(z.dims) - 1, caller="sparse_softmax_cross_entropy"), int32)
+    index = astype(
+        checked_index(chosen, classes, axis=len(z.dims) - 1, caller="sparse_softmax_cross_entropy"),
+        int32,
+    )
     hit = equal(iota(classes, int32), expand_dims(index, -1))
     shifted = z - stop_gradient(max(z, axis=-1, keepdims=True))
     return log(sum(exp(shifted), axis=-1)) - sum(where(hit, shifted, 0), axis=-1)
