@@ -94,17 +94,11 @@ from graphc.ops.define import (
 )
 from graphc.ops.diagonal import diag, diagonal, matrix_diag, trace
 from graphc.ops.einsum import dot, einsum, inner, outer, tensordot, vdot
-from graphc.ops.gather import (
-    gather,
-    gather_nd,
-    put_along_axis,
-    take,
-    take_along_axis,
-)
 from graphc.ops.index import (
     flip,
     roll,
 )
+from graphc.ops.indexed import gather, take, take_along_axis
 from graphc.ops.join import (
     concat,
     pad,
@@ -226,7 +220,13 @@ from graphc.ops.reduce import (
     prod,
     sum,
 )
-from graphc.ops.scatter import scatter_add, scatter_nd, scatter_update
+from graphc.ops.scatter import (
+    gather_nd,
+    put_along_axis,
+    scatter_add,
+    scatter_nd,
+    scatter_update,
+)
 from graphc.ops.shape import broadcast_to, expand_dims, reshape, squeeze, transpose
 from graphc.ops.sizes import shape, size
 from graphc.ops.state import (

@@ -222,11 +222,11 @@ def native_entry(
     order: Sequence[int] | None = None,
 ) -> NativeEntry | None:
     """An entry that takes over from `slow` where it can; None where it never could."""
-    if entry.device != "cpu" or entry.program.updates or not outputs:
+    if entry.device != "cpu":
         return None
     from graphc.backends.llvm.entry import NativeEntry  # only now: it loads LLVM
 
-    return NativeEntry(slow, inputs, outputs, form, order)
+    return NativeEntry(slow, inputs, outputs, form, not entry.program.updates, order)
 
 
 # ---- devices -----------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ class _Call:
         self.order = order  # the feed that each input of the program is, where they differ
         self.used = 0
         self.slow_runs = 0
-        self.native: Callable[..., Any] | None = None  # does what `run_call` does, returns a list
+        self.native: Callable[..., Any] | None = None  # does what `Session._results` does
         self.native_entry: NativeEntry | None = None
         unique = {id(t): i for i, t in enumerate(_tensors(flat))}
         seen: set[int] = set()
@@ -75,26 +75,20 @@ class _Call:
             picks.append((unique.get(id(item), -1), id(item) in seen))
             seen.add(id(item))
         self.picks = tuple(picks)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the values are the results as they are, and no variable is written."""
-        straight = self.picks == tuple((i, False) for i in range(len(self.picks)))
-        return straight and not self.entry.program.updates
+        self.results = len(unique)
+        # whether the values are the results as they are
+        self.straight = self.picks == tuple((i, False) for i in range(len(unique)))
 
     def make_entry(self, slow: Callable[..., Any], form: str) -> NativeEntry | None:
         """What takes over from `slow`, which does this call, where that is possible."""
-        if not self.is_plain:
-            return None
-        sizes = len(self.fed), len(self.picks)
-        return native_entry(self.entry, slow, *sizes, form, self.order)
+        return native_entry(self.entry, slow, len(self.fed), self.results, form, self.order)
 
     def arrays(self, values: Iterable[Any]) -> list[Array]:
         """The inputs of the program from the values fed."""
         made = [feeds.convert(t, v) for t, v in zip(self.fed, values, strict=True)]
         return made if self.order is None else [made[i] for i in self.order]
 
-    def values(self, results: Sequence[Array]) -> list[Any]:
+    def values(self, results: Sequence[Any]) -> list[Any]:
         """One value per fetch: None for operations, copies for a tensor fetched again."""
         out: list[Any] = []
         for index, again in self.picks:
@@ -182,6 +176,8 @@ class Session:
         if call.native is not None and options is None:
             call.used = next(self._clock)
             out = call.native(*values)
+            if not call.straight:
+                out = call.values(out)
         else:
             out = self._run_call(call, values, options)
         if several:
@@ -200,27 +196,37 @@ class Session:
         call, rebuild = self._new_call(fetches, dict.fromkeys(keys), options)
         if len(call.fed) != len(keys):
             raise FeedTypeError("make_callable: feed_list names a tensor twice")
-        form = form_of(fetches)
+        form = form_of(fetches) if call.straight else None
+        may_write_out = not call.entry.program.updates
         native: Callable[[], NativeEntry | None] = _no_entry
 
-        def run(*values: Any, out: Any = None) -> Any:
+        def results(*values: Any) -> list[Any]:
             if len(values) != len(keys):
                 raise FeedTypeError(
                     f"this callable takes {len(keys)} value{'s' * (len(keys) != 1)}, "
                     f"got {len(values)}"
                 )
-            if out is not None:
-                require_out(form if call.is_plain else None)
-            made = rebuild(self._run_call(call, values, options, native()))
-            return made if out is None else write_out(made, out)
+            return self._results(call, values, options, native())
 
-        if options is not None or form is None:
-            return run
-        entry = call.make_entry(run, form)
+        inner: Callable[..., list[Any]] = results
+
+        def run(*values: Any, out: Any = None) -> Any:
+            if out is None:
+                return rebuild(call.values(inner(*values)))
+            require_out(form if may_write_out else None)
+            return write_out(rebuild(call.values(inner(*values))), out)
+
+        entry = None
+        if options is None:
+            entry = call.make_entry(run if form else results, form or "list")
         if entry is None:
             return run
-        native = weakref.ref(entry)  # it keeps `run`
-        return entry.function()
+        native = weakref.ref(entry)  # it keeps `run`, which so must not keep it
+        function = entry.function()
+        if form is not None:
+            return function
+        inner = function
+        return run
 
     def partial(self, feed_dict: Mapping[Any, Any]) -> Callable[..., Any]:
         """`run` with some feeds given now; feeds given at a call take their place."""
@@ -243,22 +249,25 @@ class Session:
             raise GraphTypeError(f"options is a gx.RunOptions, not {options!r:.60}")
         return self.nan_guard or options.nan_guard
 
-    def _run_call(
-        self,
-        call: _Call,
-        values: Any,
-        options: RunOptions | None,
-        native: NativeEntry | None = None,
+    def _run_call(self, call: _Call, values: Any, options: RunOptions | None) -> list[Any]:
+        """One value per fetch."""
+        if options is None:
+            call.slow_runs += 1
+            if call.slow_runs == NATIVE_AFTER:
+                self._make_native(call)
+        return call.values(self._results(call, values, options, call.native_entry))
+
+    def _results(
+        self, call: _Call, values: Any, options: RunOptions | None, native: NativeEntry | None
     ) -> list[Any]:
+        """One value per tensor fetched; `native` is the entry that may do the next such runs."""
         if self.variables.closed:
             raise SessionClosedError("the session is closed")
         call.used = next(self._clock)
-        if options is None and native is None:
-            native = call.native_entry
-            call.slow_runs += 1
-            if call.slow_runs == NATIVE_AFTER and call.is_plain:
-                self._make_native(call)
-        return call.values(self.run_entry(call.entry, call.arrays(values), options, native))
+        if options is not None:
+            native = None
+        made = self.run_entry(call.entry, call.arrays(values), options, native)
+        return [a if a.ndim else a[()] for a in made]
 
     def run_entry(
         self,
@@ -278,7 +287,9 @@ class Session:
             threads = options.threads or self.threads
             results = self.variables.run(compiled, arrays, sizes, threads, options.trace)
         if native is not None:
-            native.note(compiled.executable, sizes, arrays, compiled.ids, self.variables)
+            writes = bool(compiled.written)
+            state = compiled.ids, writes, self.variables
+            native.note(compiled.executable, sizes, arrays, *state)
         return results
 
     def _make_native(self, call: _Call) -> None:
@@ -288,7 +299,7 @@ class Session:
         def slow(*values: Any) -> list[Any]:
             session, again = this(), that()
             assert session is not None and again is not None
-            return session._run_call(again, values, None)
+            return session._results(again, values, None, again.native_entry)
 
         call.native_entry = call.make_entry(slow, "list")
         if call.native_entry is not None:

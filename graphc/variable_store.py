@@ -30,6 +30,11 @@ class ReadWriteLock:
     """Many readers or one writer; a waiting writer goes before readers that come later.
 
     A thread that has it and asks again, as a run inside a run would, gets a RunError.
+
+    Native entries look at two words in its place: `unwritten` holds `version` while no writer has
+    the lock or waits for it, else 0; `free` holds it while no reader has the lock either.  What
+    holds the GIL from its look to the end of its run needs no more than that.  A writer may raise
+    `version`, and so turn away entries that have seen another.
     """
 
     def __init__(self) -> None:
@@ -37,6 +42,10 @@ class ReadWriteLock:
         self._changed = threading.Condition(self._lock)
         self._readers: list[int] = []  # thread ids
         self._writer: int | None = None
+        self._waiting = 0
+        self.version = 1
+        self.unwritten = ctypes.c_int64(self.version)
+        self.free = ctypes.c_int64(self.version)
 
     def acquire_read(self) -> None:
         me = threading.get_ident()
@@ -44,11 +53,43 @@ class ReadWriteLock:
             while self._writer is not None:
                 self._wait(me)
             self._readers.append(me)
+            self.free.value = 0
 
     def release_read(self) -> None:
         with self._lock:
             self._readers.remove(threading.get_ident())
-            if self._writer is not None and not self._readers:
+            if self._readers:
+                return
+            if self._writer is None:
+                self.free.value = self.version
+            elif self._waiting:
+                self._changed.notify_all()
+
+    def acquire_write(self) -> None:
+        me = threading.get_ident()
+        with self._lock:
+            while self._writer is not None:
+                self._wait(me)
+            if me in self._readers:
+                raise RunError(_NESTED)
+            self._writer = me  # readers that come from here on wait
+            self.free.value = 0
+            self.unwritten.value = 0
+            try:
+                while self._readers:
+                    self._sleep()
+            except BaseException:  # an interrupt: nobody may wait for this writer
+                self._writer = None
+                self.unwritten.value = self.version
+                self._changed.notify_all()
+                raise
+
+    def release_write(self) -> None:
+        with self._lock:
+            self._writer = None
+            self.unwritten.value = self.version
+            self.free.value = self.version
+            if self._waiting:
                 self._changed.notify_all()
 
     @contextlib.contextmanager
@@ -61,26 +102,23 @@ class ReadWriteLock:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        me = threading.get_ident()
-        with self._lock:
-            while self._writer is not None:
-                self._wait(me)
-            if me in self._readers:
-                raise RunError(_NESTED)
-            self._writer = me  # readers that come from here on wait
-            while self._readers:
-                self._changed.wait()
+        self.acquire_write()
         try:
             yield
         finally:
-            with self._lock:
-                self._writer = None
-                self._changed.notify_all()
+            self.release_write()
+
+    def _sleep(self) -> None:
+        self._waiting += 1
+        try:
+            self._changed.wait()
+        finally:
+            self._waiting -= 1
 
     def _wait(self, me: int) -> None:
         if me == self._writer or me in self._readers:  # would wait for itself
             raise RunError(_NESTED)
-        self._changed.wait()
+        self._sleep()
 
 
 _NESTED = "a run was started inside a run of the same session, and one of them writes variables"
@@ -94,12 +132,7 @@ class VariableStore:
         self.closed = False
         self._values: dict[int, Array] = {}  # by node id, which no two nodes of a process share
         self._lock = ReadWriteLock()
-        # Words that native entries look at: whether the session is open; which arrays the values
-        # are in, or 0 while a run writes.  An entry that holds the GIL from its look to the end of
-        # its run needs no other lock.
-        self._open = ctypes.c_int64(1)
-        self._version = 1
-        self._readable = ctypes.c_int64(self._version)
+        self._open = ctypes.c_int64(1)  # for native entries: 0 when the session is closed
 
     def run(
         self,
@@ -111,8 +144,11 @@ class VariableStore:
     ) -> list[Array]:
         """Run a compiled program on this state; raises UninitializedError for what it lacks."""
         if compiled.written:
-            with self._lock.writing():
+            self._lock.acquire_write()
+            try:
                 return self._run_writing(compiled, inputs, sizes, threads, trace)
+            finally:
+                self._lock.release_write()
         if not compiled.variables:
             return compiled.run(inputs, (), sizes, threads, trace)
         self._lock.acquire_read()
@@ -142,31 +178,29 @@ class VariableStore:
             if array is None:
                 array = fresh[i] = self._first_storage(compiled, variable)
             state.append(array)
-        self._readable.value = 0
-        try:
-            results = compiled.run(inputs, state, sizes, threads, trace)
-            if fresh:
-                self._version += 1
-                values.update(fresh)  # only now: a failed run gives no variable a value
-        finally:
-            self._readable.value = self._version
+        results = compiled.run(inputs, state, sizes, threads, trace)
+        if fresh:
+            self._lock.version += 1
+            values.update(fresh)  # only now: a failed run gives no variable a value
         return results
 
-    def snapshot(self, ids: Sequence[int]) -> tuple[int, int, Any, list[Array]] | None:
-        """What a native entry that reads these variables needs; None while a run writes.
+    def snapshot(
+        self, ids: Sequence[int], writes: bool
+    ) -> tuple[int, int, Any, list[Array]] | None:
+        """What a native entry that uses these variables needs; None while it cannot be told.
 
         The address of a word, what it holds while the variables' arrays are the ones returned and
-        no run writes them, the word's owner, the arrays.  Without variables the word says whether
-        the session is open.
+        may be read, or with `writes` be written, the word's owner, the arrays.  Without variables
+        the word says whether the session is open.
         """
         if not ids:
             return ctypes.addressof(self._open), 1, self._open, []
-        version = self._readable.value
-        arrays = [self._values.get(i) for i in ids]
-        found = [a for a in arrays if a is not None]
-        if not version or len(found) < len(arrays) or self._readable.value != version:
+        word = self._lock.free if writes else self._lock.unwritten
+        version = word.value
+        arrays = [self._values[i] for i in ids if i in self._values]
+        if not version or len(arrays) < len(ids) or word.value != version:
             return None
-        return ctypes.addressof(self._readable), version, self._readable, found
+        return ctypes.addressof(word), version, word, arrays
 
     def _first_storage(self, compiled: Compiled, variable: Tensor) -> Array:
         """Memory for a variable that has no value; an error if the run reads it."""
@@ -212,18 +246,13 @@ class VariableStore:
     def set(self, variable: Tensor, array: Array) -> None:
         """Keep a copy of `array`, which has the variable's dtype and shape."""
         with self._lock.writing():
-            self._replace({variable.node.id: np.array(array, order="C")})
+            self._lock.version += 1
+            self._values[variable.node.id] = np.array(array, order="C")
 
     def close(self) -> None:
         """Forget every value; runs in progress keep the arrays they use."""
         self.closed = True
         self._open.value = 0
         with self._lock.writing():
-            self._replace({})
+            self._lock.version += 1
             self._values.clear()
-
-    def _replace(self, values: dict[int, Array]) -> None:
-        """Keep these arrays; entries that have the old ones must look again."""
-        self._version += 1
-        self._values.update(values)
-        self._readable.value = self._version

@@ -11,7 +11,7 @@ import pytest
 
 import graphc as gx
 from graphc import errors
-from graphc.ops.gather import gather
+from graphc.ops.indexed import gather
 from graphc.session import RunOptions
 
 DEVICES = ("reference", "cpu")

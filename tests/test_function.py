@@ -275,7 +275,7 @@ def test_givens_replace_in_one_function_only(session: gx.Session) -> None:
 def test_givens_supply_placeholders(session: gx.Session) -> None:
     data = shared(np.arange(6, dtype="f4"), "data")
     x, i = gx.placeholder("f32", (2,)), gx.placeholder("i32", (2,))
-    from graphc.ops.gather import gather
+    from graphc.ops.indexed import gather
 
     f = function([i], gx.sum(x * x), givens={x: gather(data, i)})
     assert f([1, 2]) == 5

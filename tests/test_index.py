@@ -10,7 +10,7 @@ import pytest
 
 import graphc as gx
 from graphc.errors import GraphTypeError, IndexOutOfRangeError, ShapeError
-from graphc.ops import create, gather, index, join, scatter
+from graphc.ops import create, index, indexed, join, scatter
 
 DEVICES = ("reference", "cpu")
 FORMS = ("static", "symbolic", "unranked")
@@ -208,13 +208,13 @@ def _nowhere(mode: str) -> dict:
 @pytest.mark.parametrize("device", DEVICES)
 def test_gather_refuses_what_numpy_would_wrap(device: str) -> None:
     x = np.arange(12.0).reshape(4, 3)
-    y, _ = _run(lambda t, i: gather.gather(t, i, 1), [x, np.array([[0], [2]])], device)
+    y, _ = _run(lambda t, i: indexed.gather(t, i, 1), [x, np.array([[0], [2]])], device)
     np.testing.assert_array_equal(y, np.take(x, [[0], [2]], 1))
     with pytest.raises(IndexOutOfRangeError, match="index -1 is out of range for axis 0 of size 4"):
-        _run(gather.gather, [x, np.array([0, -1])], device)
+        _run(indexed.gather, [x, np.array([0, -1])], device)
     with pytest.raises(IndexOutOfRangeError, match="index 9 is out of range for axis 0"):
-        _run(gather.gather, [x, np.array([0, 9])], device, "symbolic")
-    y, _ = _run(lambda t, i: gather.take(t, i, 0), [x, np.array([0, -1])], device)
+        _run(indexed.gather, [x, np.array([0, 9])], device, "symbolic")
+    y, _ = _run(lambda t, i: indexed.take(t, i, 0), [x, np.array([0, -1])], device)
     np.testing.assert_array_equal(y, x[[0, -1]])
 
 
@@ -222,7 +222,7 @@ def test_gather_refuses_what_numpy_would_wrap(device: str) -> None:
 def test_a_fault_leaves_variables_alone(device: str) -> None:
     with gx.Graph().as_default() as graph:
         v, i = gx.Variable(np.ones(3, "f4")), gx.placeholder("i32", (None,))
-        step = v.assign_add(gather.take(v, i, 0))
+        step = v.assign_add(indexed.take(v, i, 0))
         with gx.Session(graph, device=device) as session:
             session.run(gx.global_variables_initializer())
             with pytest.raises(IndexOutOfRangeError):

@@ -15,7 +15,7 @@ import pytest
 import graphc as gx
 from graphc.ops import random
 from graphc.ops.activation import relu
-from graphc.ops.gather import gather
+from graphc.ops.indexed import gather
 from graphc.ops.join import split
 from graphc.ops.math import exp, log, sqrt, square
 

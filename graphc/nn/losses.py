@@ -24,7 +24,7 @@ from graphc.ops.arithmetic import (
 )
 from graphc.ops.create import iota
 from graphc.ops.define import as_tensor, as_tensors, broadcast_shapes, normalize_axis
-from graphc.ops.gather import checked_index
+from graphc.ops.indexed import checked_index
 from graphc.ops.math import exp, log, log1p, sqrt, square
 from graphc.ops.reduce import max, mean, sum
 from graphc.ops.shape import expand_dims

@@ -13,7 +13,7 @@ from graphc.ops.arithmetic import astype
 from graphc.ops.arrange import swapaxes
 from graphc.ops.diagonal import diagonal, trace
 from graphc.ops.einsum import dot
-from graphc.ops.gather import take
+from graphc.ops.indexed import take
 from graphc.ops.join import repeat
 from graphc.ops.logic import clip
 from graphc.ops.math import round

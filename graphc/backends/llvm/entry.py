@@ -2,8 +2,8 @@
 
 A `NativeEntry` begins with a slow callable and knows no shapes; `call` then does what the slow one
 does.  Shapes that come again and again get a case: tables of their own, which the one native
-function of the process recognises and runs.  A new size therefore compiles nothing.  Only programs
-that write no state, run on one thread and need little memory get cases; the others gain nothing.
+function of the process recognises and runs.  A new size therefore compiles nothing.  Only runs
+on one thread that need little memory get cases; the others would gain nothing.
 Imports: entry_text, entry_function, executable, tables, memory.
 """
 
@@ -49,10 +49,12 @@ MAX_RANK = at.ROW_WORDS - at.DIMS_AT
 class Store(Protocol):
     """The state of a session; see `variable_store.VariableStore.snapshot`."""
 
-    def snapshot(self, ids: Sequence[int]) -> tuple[int, int, Any, list[Array]] | None:
+    def snapshot(
+        self, ids: Sequence[int], writes: bool
+    ) -> tuple[int, int, Any, list[Array]] | None:
         """The gate of these variables (address of a word, what it must hold, owner), their arrays.
 
-        None while they are being written.
+        None while others use them.
         """
         ...
 
@@ -60,11 +62,12 @@ class Store(Protocol):
 class NativeEntry(Table):
     """A callable and the shapes it has been called with.
 
-    slow     does everything, with the same arguments; it calls `note` after each run
-    inputs   how many positional arguments `slow` takes
-    outputs  how many results it has
-    form     of the result, one of FORMS
-    order    the argument that each input of the program is (None: the same order)
+    slow       does everything, with the same arguments; it calls `note` after each run
+    inputs     how many positional arguments `slow` takes
+    outputs    how many results it has
+    form       of the result, one of FORMS
+    takes_out  whether a call with `out` may be taken over
+    order      the argument that each input of the program is (None: the same order)
     """
 
     __slots__ = (
@@ -85,6 +88,7 @@ class NativeEntry(Table):
         inputs: int,
         outputs: int,
         form: str,
+        takes_out: bool = True,
         order: Sequence[int] | None = None,
     ) -> None:
         self._slow = slow
@@ -102,6 +106,8 @@ class NativeEntry(Table):
             *(inputs, outputs, FORMS.index(form), 0, id(slow)),
             *constants,
         ]
+        if not takes_out:
+            self.words[at.OUT_WORD] = 0
 
     def function(self) -> Callable[..., Any]:
         """A Python function that does what `slow` does and keeps this entry alive."""
@@ -114,11 +120,13 @@ class NativeEntry(Table):
         sizes: Sizes,
         arrays: Sequence[Array],
         ids: Sequence[int],
+        writes: bool,
         store: Store,
     ) -> None:
         """`slow` has run the program on these inputs; their shapes may be worth a case.
 
-        ids  the variables that the program reads, by the numbers `store` knows them by
+        ids     the variables of the program, by the numbers `store` knows them by
+        writes  whether it writes any
         """
         shapes = tuple([a.shape for a in arrays])
         if len(self._seen) > SHAPES_NOTED:
@@ -128,7 +136,7 @@ class NativeEntry(Table):
         if calls >= CALLS_BEFORE << min(self._evicted // CASES, 16) and self._lock.acquire(False):
             try:
                 possible = native_function() is not None and self._install(
-                    executable, sizes, shapes, ids, store
+                    executable, sizes, shapes, ids, writes, store
                 )
                 self._seen[shapes] = 0 if possible else -sys.maxsize
             finally:
@@ -140,6 +148,7 @@ class NativeEntry(Table):
         sizes: Sizes,
         shapes: tuple[tuple[int, ...], ...],
         ids: Sequence[int],
+        writes: bool,
         store: Store,
     ) -> bool:
         """Make a case for these shapes; False if they can have none."""
@@ -154,7 +163,7 @@ class NativeEntry(Table):
         long = layout.work + STEP_WORK * len(plan.steps) >= LONG_WORK
         if not _worthwhile(executable, layout) or (long and ids):
             return False  # a long run lets go of the GIL, which alone keeps writers away
-        found = store.snapshot(ids)
+        found = store.snapshot(ids, writes)
         if found is None:
             return True
         address, wanted, owner, state = found

@@ -25,6 +25,7 @@ from __future__ import annotations
 ENTRY_WORDS = 16
 CASE_WORDS = 16
 ROW_WORDS = 16
+OUT_WORD = 8
 DIMS_AT = 5
 """The word of a row at which its sizes start."""
 
