@@ -110,7 +110,10 @@ class Function:
         session = self._session or session_of(self.graph)
         native = self._native
         if native is not None and native.session() is session and native.guard == session.nan_guard:
-            return native.function(*args, **kwargs)
+            if self._form is not None:
+                return native.function(*args, **kwargs)
+            if not kwargs:
+                return self._rebuild(native.function(*args))
         return self._run(session, args, kwargs)
 
     def _run(self, session: Session, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -118,6 +121,12 @@ class Function:
         if "out" in kwargs and "out" not in self._parameters.positions:
             require_out(None if self.program.updates else self._form)
             out = kwargs.pop("out")
+        values = self._rebuild(self._results(session, args, kwargs))
+        return values if out is None else write_out(values, out)
+
+    def _results(
+        self, session: Session, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> list[Any]:
         arrays = self._parameters.arrays(args, kwargs)
         key = (session.device, session.nan_guard)
         entry = self._entries.get(key)
@@ -127,8 +136,7 @@ class Function:
         initialize(session, compiled.variables)
         native = self._native_for(session, entry)
         results = session.run_entry(entry, arrays, native=native)[: self._visible]
-        values = self._rebuild([a if a.ndim else a[()] for a in results])
-        return values if out is None else write_out(values, out)
+        return [a if a.ndim else a[()] for a in results]
 
     def _native_for(self, session: Session, entry: Entry) -> NativeEntry | None:
         """What to tell of a run in this session; made when a session has seen a few."""
@@ -136,16 +144,18 @@ class Function:
         if native is not None and native.session() is session and native.guard == entry.guard:
             return native.entry
         self._slow_runs += 1
-        if self._form is None or self._slow_runs % NATIVE_AFTER:
+        if self._slow_runs % NATIVE_AFTER:
             return None
         this = weakref.ref(self)  # which is called, and so lives, whenever `slow` is
 
         def slow(*args: Any, **kwargs: Any) -> Any:
             function = this()
             assert function is not None
-            return function._run(function.session, args, kwargs)
+            run = function._run if function._form is not None else function._results
+            return run(function.session, args, kwargs)
 
-        made = native_entry(entry, slow, len(self._inputs), self._visible, self._form)
+        sizes = len(self._inputs), self._visible
+        made = native_entry(entry, slow, *sizes, self._form or "list")
         if made is not None:
             self._native = _Native(session, made)
         return made

@@ -62,6 +62,7 @@ class _Call:
     ) -> None:
         self.flat = tuple(flat)
         self.fed = tuple(fed)
+        self._dtypes = [t.dtype.numpy for t in fed]
         self.entry = entry
         self.order = order  # the feed that each input of the program is, where they differ
         self.used = 0
@@ -85,7 +86,12 @@ class _Call:
 
     def arrays(self, values: Iterable[Any]) -> list[Array]:
         """The inputs of the program from the values fed."""
-        made = [feeds.convert(t, v) for t, v in zip(self.fed, values, strict=True)]
+        made = [
+            v  # as `convert` would say, but sooner
+            if type(v) is np.ndarray and v.dtype is dtype and v.flags.c_contiguous
+            else feeds.convert(t, v)
+            for t, dtype, v in zip(self.fed, self._dtypes, values, strict=True)
+        ]
         return made if self.order is None else [made[i] for i in self.order]
 
     def values(self, results: Sequence[Any]) -> list[Any]:

@@ -270,14 +270,91 @@ def test_variables_are_read_as_they_are(slow: SlowRuns) -> None:
     np.testing.assert_array_equal(called(X), X * 2 + 51)
 
 
-def test_writers_stay_slow(slow: SlowRuns) -> None:
+def test_writers_are_taken_over(slow: SlowRuns) -> None:
     s, x, _ = affine()
     v = gx.Variable(np.zeros(10, "f4"))
+    new = v.assign_add(x)
+    total = gx.sum(x)
     s.run(gx.global_variables_initializer())
-    add = s.make_callable(v.assign_add(x), [x])
-    for i in range(HOT):
-        assert slow.of(lambda: add(X)) == 1
-        np.testing.assert_array_equal(s.get_value(v), X * (i + 1))
+    ways: list[Callable[[], Any]] = [
+        lambda: add(X),
+        lambda: s.run(new, {x: X}),
+        lambda: s.run([total, new.node], {x: X}),
+        lambda: s.run(new.node, {x: X}),
+        lambda: both(X),
+        lambda: f(X),
+    ]
+    add = s.make_callable(new, [x])
+    both = s.make_callable({"total": total, "step": new.node}, [x])
+    f = gx.function([x], updates=[(v, v + x)], session=s)
+    done = 0
+    for way in ways:
+        warm(way)
+        assert slow.of(way) == 0
+        done += HOT + 1
+        np.testing.assert_array_equal(s.get_value(v), X * done)
+    assert s.run([total, new.node], {x: X}) == [45, None]
+    assert both(X) == {"total": 45, "step": None}
+    assert s.run(new.node, {x: X}) is None
+    np.testing.assert_array_equal(add(X), X * (done + 4))
+    reset = s.make_callable(v.assign(np.zeros(10, "f4")).node)
+    warm(reset)
+    assert slow.of(reset) == 0
+    assert not s.get_value(v).any()
+
+
+def test_a_failed_writer_changes_nothing(slow: SlowRuns) -> None:
+    s = gx.Session()
+    i = gx.placeholder("i64", (2,), name="i")
+    v = gx.Variable(np.zeros(2, "f4"))
+    table = gx.constant(np.arange(3, dtype="f4"))
+    s.run(gx.global_variables_initializer())
+    add = s.make_callable(v.assign_add(gx.gather(table, i)), [i])
+    good, bad = np.array([1, 2]), np.array([1, 3])
+    warm(add, good)
+    assert slow.of(lambda: add(good)) == 0
+    before = s.get_value(v)
+    with pytest.raises(IndexOutOfRangeError):
+        add(bad)
+    np.testing.assert_array_equal(s.get_value(v), before)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_random_numbers_are_the_same(seed: int, graph: gx.Graph) -> None:
+    gx.set_random_seed(seed)
+    r = gx.random.uniform((4,))
+    by_hand, quick = gx.Session(), gx.Session()
+    draw = quick.make_callable(r)
+    trace = gx.RunOptions(threads=1)  # options keep a run from being taken over
+    for _ in range(2 * HOT):
+        np.testing.assert_array_equal(draw(), by_hand.run(r, options=trace))
+
+
+def test_many_writers_lose_no_update() -> None:
+    s = gx.Session()
+    v = gx.Variable(np.zeros(10, "i8"))
+    add = s.make_callable(v.assign_add(np.ones(10, "i8")))
+    large = gx.Variable(np.zeros(1 << 16, "f4"))
+    grow = s.make_callable(large.assign_add(gx.cast(v[0], "f4") * 0 + 1))
+    s.run(gx.global_variables_initializer())
+    warm(add)
+    warm(grow)
+
+    def work(k: int) -> None:
+        for i in range(300):
+            add()
+            if i % 10 == k:
+                grow()
+            if i % 50 == k:
+                s.get_value(v)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert (s.get_value(v) == HOT + 8 * 300).all()
+    assert (s.get_value(large) == HOT + 8 * 30).all()
 
 
 def test_reads_beside_a_writer_are_never_torn() -> None:
@@ -553,7 +630,7 @@ def test_references_and_memory_stay() -> None:
 
     many(10_000)
     before, memory = counts(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    many(300_000)
+    many(350_000)
     assert counts() == before
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 1024  # kilobytes
 

@@ -219,7 +219,7 @@ class _Case:
         header = [*gate, self._context.address, borders, int(long), first]
         self.words: Words = np.zeros(at.CASE_WORDS + at.ROW_WORDS * len(rows), np.int64)
         self.words[: len(header)] = header
-        self.words[at.CASE_WORDS :].reshape(len(rows), -1)[:] = rows
+        self.words[at.CASE_WORDS :] = [word for row in rows for word in row]
         for j, array in enumerate(state):
             self._context.words[layout.places.borders + len(plan.inputs) + j] = id(array)
 

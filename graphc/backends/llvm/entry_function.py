@@ -2,7 +2,7 @@
 
 `entry_text` has its code.  Offsets are tried on real objects first; an interpreter without a GIL or
 with other layouts gets no native function, and entries are their slow callables then.
-Imports: entry_text, driver, jit, tables, team, memory.
+Imports: entry_text, driver, jit, target, tables, team, memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import ctypes
 import importlib
 import struct
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +18,10 @@ import numpy as np
 
 from graphc.backends.llvm import entry_text as at
 from graphc.backends.llvm.driver import CONTROL_BYTES, expand
-from graphc.backends.llvm.jit import default_jit
+from graphc.backends.llvm.jit import JIT
 from graphc.backends.llvm.memory import Array, address_of
 from graphc.backends.llvm.tables import DATA_OFFSET, Words
+from graphc.backends.llvm.target import Target, compile_lock
 from graphc.backends.llvm.team import native_driver
 from graphc.errors import CompileError
 
@@ -57,7 +57,7 @@ class NativeFunction:
     """The native function of the process and the addresses every entry gives it."""
 
     def __init__(self) -> None:
-        self._code = default_jit()
+        self._code = JIT(Target(optimization=0))
         address = self._code.compile_text(_module_text(), ["entry"])["entry"]
         self._control = np.zeros(CONTROL_BYTES // 8, np.int64)
         self._definition = _MethodDef(b"compiled", address, _FASTCALL | _KEYWORDS, None)
@@ -109,13 +109,12 @@ def _numpy_functions() -> Any:
 
 
 _cached: list[NativeFunction | None] = []
-_lock = threading.Lock()
 
 
 def native_function() -> NativeFunction | None:
     """The native function, or None where objects are not laid out as it expects."""
     if not _cached:
-        with _lock:
+        with compile_lock:
             if not _cached:
                 try:
                     _cached.append(NativeFunction() if _layout_is_known() else None)

@@ -38,10 +38,11 @@ def binding() -> Any:
 class Target:
     """The host, without the CPU features whose names start with one of `without`.
 
-    `Target(without=["avx512"])` makes the code an AVX2 machine would run.
+    `Target(without=["avx512"])` makes the code an AVX2 machine would run; `optimization` 0 compiles
+    in a fifth of the time.
     """
 
-    def __init__(self, without: Sequence[str] = ()) -> None:
+    def __init__(self, without: Sequence[str] = (), optimization: int = OPTIMIZATION) -> None:
         llvm = binding()
         features = llvm.get_host_cpu_features()
         for name in features:
@@ -53,7 +54,7 @@ class Target:
         self.machine: Any = llvm.Target.from_triple(self.triple).create_target_machine(
             cpu=self.cpu,
             features=self.features,
-            opt=OPTIMIZATION,
+            opt=optimization,
             reloc="default",
             codemodel="jitdefault",
             jit=True,
