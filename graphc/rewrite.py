@@ -215,6 +215,15 @@ Step = Callable[[Match], "Tensor | None"]
 """A rewrite that is no rule of a table, tried at every node before the rules."""
 
 
+class _Indexed:
+    """A rule, and what its root's operands must be for it to have a chance."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.operators = {a.op for a in rule.pattern.args if isinstance(a, Apply)}
+        self.splat = any(isinstance(a, Splat) for a in rule.pattern.args)
+
+
 class Rewriter:
     """Applies rules at one node until none fires; rules are indexed by their root operator."""
 
@@ -223,9 +232,9 @@ class Rewriter:
         self.steps = tuple(steps)
         self.fired: dict[str, int] = {}
         self._left = BUDGET
-        self._table: dict[str, list[Rule]] = {}
+        self._table: dict[str, list[_Indexed]] = {}
         for r in rules:
-            self._table.setdefault(r.pattern.op, []).append(r)
+            self._table.setdefault(r.pattern.op, []).append(_Indexed(r))
 
     def simplest(self, t: Tensor, consumers: Sequence[Node], depth: int = 0) -> Tensor:
         """t after every rule that applies to it; bounded, whatever the rules are."""
@@ -246,7 +255,15 @@ class Rewriter:
             made = step(Match(self, t, consumers, depth))
             if made is not None and self._fits(made, t):
                 return made
-        for rule in self._table.get(t.node.op.name, ()):
+        rules = self._table.get(t.node.op.name)
+        if not rules:
+            return None
+        names = {i.node.op.name for i in t.node.inputs}
+        splat = any(splat_value(i) is not None for i in t.node.inputs)
+        for indexed in rules:
+            if not indexed.operators <= names or (indexed.splat and not splat):
+                continue
+            rule = indexed.rule
             made = self._apply(rule, t, consumers, depth)
             if made is not None and self._fits(made, t):
                 self.fired[rule.name] = self.fired.get(rule.name, 0) + 1
