@@ -94,6 +94,7 @@ from graphc.ops.define import (
 )
 from graphc.ops.diagonal import diag, diagonal, matrix_diag, trace
 from graphc.ops.einsum import dot, einsum, inner, outer, tensordot, vdot
+from graphc.ops.host import py_op
 from graphc.ops.index import (
     flip,
     roll,
