@@ -233,7 +233,7 @@ def native_entry(
 
 
 def _cpu(program: Program) -> tuple[Executable, Program]:
-    from graphc.backends.llvm.entry import native_function
+    from graphc.backends.llvm.entry_function import native_function
     from graphc.compiler import compile_cpu  # the passes take a while to import
 
     native_function()  # now, so that no later call has to wait for it
