@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -79,5 +78,7 @@ class Trace:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the Chrome trace as JSON."""
+        import json  # only here: importing graphc stays quick
+
         with open(path, "w", encoding="utf-8") as file:
             json.dump(self.chrome_trace(), file)
