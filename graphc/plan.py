@@ -17,7 +17,7 @@ from graphc.dims import Dim, DimLike, Sizes, add, evaluate, maximum
 from graphc.errors import RunError
 from graphc.kernel import Kernel
 from graphc.location import Location
-from graphc.types import DType, TensorType
+from graphc.types import TensorType
 
 ALIGNMENT = 64
 """Every arena slot starts at, and is padded to, a multiple of this many bytes."""
@@ -123,8 +123,3 @@ class Plan:
                 largest = maximum(largest, m)
             total = add(total, largest)
         return repr(total) if isinstance(total, Dim) else str(total)
-
-    def dtype_of(self, ref: Ref) -> DType | None:
-        """The dtype of a border value; None for slots, which are bytes."""
-        table = {"input": self.inputs, "output": self.outputs, "state": self.variables}
-        return table[ref.kind][ref.index].type.dtype if ref.kind in table else None

@@ -121,8 +121,3 @@ class ReferenceExecutable:
 
     def arena_bytes(self, sizes: Sizes) -> int:
         return 0
-
-
-def fold(node: Node, inputs: Sequence[Array]) -> tuple[Array, ...]:
-    """The value of a node whose inputs are constants and whose attributes hold no sizes."""
-    return evaluate(node, inputs, {}, {})

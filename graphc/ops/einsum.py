@@ -42,10 +42,6 @@ def _arranged(x: Tensor, labels: Labels, wanted: Labels) -> Tensor:
     return reshape(x, tuple(next(rest) if name in have else 1 for name in wanted))
 
 
-def _without(labels: Labels, others: Sequence[str]) -> Labels:
-    return tuple(name for name in labels if name not in others)
-
-
 def _summed(x: Tensor, labels: Labels, keep: Sequence[str]) -> tuple[Tensor, Labels]:
     """x summed over the labels that are not in `keep`."""
     gone = tuple(i for i, name in enumerate(labels) if name not in keep)

@@ -31,7 +31,6 @@ from graphc.ops.sizes import as_dims, as_shape
 from graphc.types import DTYPES, Shape, TensorType
 
 Types = Sequence[TensorType]
-_SHAPE_SAMPLES = Samples((), dtypes=DTYPES)
 
 
 def _samples(*calls: Sample) -> Samples:
@@ -238,10 +237,6 @@ def _resolve(shape: Shape, source: Shape) -> Shape:
         listed = ",".join(map(dims.dim_text, source))
         raise ShapeError(f"cannot reshape [{listed}] to {list(shape)}") from None
     return (*shape[: missing[0]], inferred, *shape[missing[0] + 1 :])
-
-
-def _normalize_reshape(types: Types, attrs: Attrs) -> dict[str, Any]:
-    return dict(attrs)
 
 
 def _reshape_like(g: Tensor, x: Tensor) -> Tensor:

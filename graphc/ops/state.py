@@ -16,7 +16,7 @@ from graphc import dims
 from graphc.constraints import require_equal
 from graphc.errors import GraphError, GraphTypeError, RunError, ShapeError
 from graphc.graph import Graph, GraphKeys, get_default_graph, make
-from graphc.node import OPERATORS, Attrs, Node, Tensor, as_node, describe
+from graphc.node import OPERATORS, Attrs, Node, Tensor, as_node
 from graphc.ops.define import (
     NOT_DIFFERENTIABLE,
     as_tensor,
@@ -373,15 +373,6 @@ def variables_initializer(variables: Iterable[Variable], name: str = "init") -> 
 def global_variables_initializer() -> Node:
     """An operation that initializes every variable of the default graph made so far."""
     return variables_initializer(global_variables())
-
-
-def variable_of(t: Tensor) -> Variable:
-    """The variable behind a tensor; raises GraphTypeError if there is none."""
-    if isinstance(t, Variable):
-        return t
-    if t.node.op is read_op and isinstance(t.node.inputs[0], Variable):
-        return t.node.inputs[0]
-    raise GraphTypeError(f"not a variable: {describe(t)}")
 
 
 def graph_of(values: Iterable[Tensor]) -> Graph:
