@@ -1,7 +1,8 @@
 """Sessions: where variables have values and graphs are run.
 
 `run` never adds nodes to the graph.  What is compiled is kept per (fetches, feeds).
-Imports: execution, variable_store, fetches, feeds, graph, passes.resolve_state.
+Imports: call, default_session, execution, variable_store, fetches, feeds, graph,
+passes.resolve_state.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graphc import feeds, flags
+from graphc.call import Call, tensors_of
+from graphc.default_session import (
+    get_default_session,
+    push_default_session,
+    remove_default_session,
+)
 from graphc.errors import (
     FeedError,
     FeedTypeError,
@@ -25,10 +32,10 @@ from graphc.errors import (
     RunError,
     SessionClosedError,
 )
-from graphc.execution import COMPILERS, Entry, RunOptions, native_entry
+from graphc.execution import COMPILERS, Entry, RunOptions
 from graphc.fetches import Fetch, Rebuild, flatten_fetches, form_of, require_out, write_out
 from graphc.graph import Graph, GraphKeys, get_default_graph
-from graphc.node import DEFAULT_SESSION, Node, Tensor, topological
+from graphc.node import Node, Tensor, topological
 from graphc.ops.state import Variable
 from graphc.passes.resolve_state import resolve_state
 from graphc.variable_store import VariableStore
@@ -47,73 +54,8 @@ NATIVE_AFTER = 8
 """Runs of one combination after which a native function may take it over."""
 
 
-class _Call:
-    """One (fetches, feeds) combination, ready to run.
-
-    Kept under the ids of its fetches and feeds, so it holds them: an id is theirs while it lives.
-    """
-
-    def __init__(
-        self,
-        flat: Sequence[Fetch],
-        fed: Sequence[Tensor],
-        entry: Entry,
-        order: Sequence[int] | None = None,
-    ) -> None:
-        self.flat = tuple(flat)
-        self.fed = tuple(fed)
-        self._dtypes = [t.dtype.numpy for t in fed]
-        self.entry = entry
-        self.order = order  # the feed that each input of the program is, where they differ
-        self.used = 0
-        self.slow_runs = 0
-        self.native: Callable[..., Any] | None = None  # does what `Session._results` does
-        self.native_entry: NativeEntry | None = None
-        unique = {id(t): i for i, t in enumerate(_tensors(flat))}
-        seen: set[int] = set()
-        picks: list[tuple[int, bool]] = []
-        for item in flat:
-            picks.append((unique.get(id(item), -1), id(item) in seen))
-            seen.add(id(item))
-        self.picks = tuple(picks)
-        self.results = len(unique)
-        # whether the values are the results as they are
-        self.straight = self.picks == tuple((i, False) for i in range(len(unique)))
-
-    def make_entry(self, slow: Callable[..., Any], form: str) -> NativeEntry | None:
-        """What takes over from `slow`, which does this call, where that is possible."""
-        return native_entry(self.entry, slow, len(self.fed), self.results, form, self.order)
-
-    def arrays(self, values: Iterable[Any]) -> list[Array]:
-        """The inputs of the program from the values fed."""
-        made = [
-            v  # as `convert` would say, but sooner
-            if type(v) is np.ndarray and v.dtype is dtype and v.flags.c_contiguous
-            else feeds.convert(t, v)
-            for t, dtype, v in zip(self.fed, self._dtypes, values, strict=True)
-        ]
-        return made if self.order is None else [made[i] for i in self.order]
-
-    def values(self, results: Sequence[Any]) -> list[Any]:
-        """One value per fetch: None for operations, copies for a tensor fetched again."""
-        out: list[Any] = []
-        for index, again in self.picks:
-            if index < 0:
-                out.append(None)
-                continue
-            value = results[index]
-            if again:
-                value = value.copy()
-            out.append(value if value.ndim else value[()])
-        return out
-
-
 def _no_entry() -> NativeEntry | None:
     return None
-
-
-def _tensors(flat: Sequence[Fetch]) -> tuple[Tensor, ...]:
-    return tuple(dict.fromkeys(x for x in flat if isinstance(x, Tensor)))
 
 
 class Session:
@@ -145,7 +87,7 @@ class Session:
         self.device = device
         self.nan_guard = bool(nan_guard)
         self.variables = VariableStore(self.graph)
-        self._calls: dict[Any, _Call] = {}
+        self._calls: dict[Any, Call] = {}
         self._clock = itertools.count()
         self._lock = threading.RLock()
         self._entered = threading.local()
@@ -255,7 +197,7 @@ class Session:
             raise GraphTypeError(f"options is a gx.RunOptions, not {options!r:.60}")
         return self.nan_guard or options.nan_guard
 
-    def _run_call(self, call: _Call, values: Any, options: RunOptions | None) -> list[Any]:
+    def _run_call(self, call: Call, values: Any, options: RunOptions | None) -> list[Any]:
         """One value per fetch."""
         if options is None:
             call.slow_runs += 1
@@ -264,7 +206,7 @@ class Session:
         return call.values(self._results(call, values, options, call.native_entry))
 
     def _results(
-        self, call: _Call, values: Any, options: RunOptions | None, native: NativeEntry | None
+        self, call: Call, values: Any, options: RunOptions | None, native: NativeEntry | None
     ) -> list[Any]:
         """One value per tensor fetched; `native` is the entry that may do the next such runs."""
         if self.variables.closed:
@@ -298,7 +240,7 @@ class Session:
             native.note(compiled.executable, sizes, arrays, *state)
         return results
 
-    def _make_native(self, call: _Call) -> None:
+    def _make_native(self, call: Call) -> None:
         """Let a native function do the call from now on."""
         this, that = weakref.ref(self), weakref.ref(call)  # both live while the call is made
 
@@ -315,7 +257,7 @@ class Session:
 
     def _new_call(
         self, fetches: Any, feed_dict: Mapping[Any, Any] | None, options: RunOptions | None
-    ) -> tuple[_Call, Rebuild]:
+    ) -> tuple[Call, Rebuild]:
         """The call for these fetches and feeds, whichever way they are written."""
         self._check_open()
         flat, rebuild = flatten_fetches(fetches, self.graph)
@@ -325,17 +267,17 @@ class Session:
             call = self._call(flat, self._feed_keys(feed_dict), self._guarded(options))
         return call, rebuild
 
-    def _call(self, flat: Sequence[Fetch], fed: Sequence[Tensor], guard: bool) -> _Call:
+    def _call(self, flat: Sequence[Fetch], fed: Sequence[Tensor], guard: bool) -> Call:
         key = (tuple(map(id, flat)), tuple(map(id, fed)), guard)
         call = self._calls.get(key)
         if call is not None:
             return call
         order = sorted(range(len(fed)), key=lambda i: (fed[i].node.id, fed[i].index))
         if order == list(range(len(fed))):
-            call = _Call(flat, fed, self._build_entry(flat, fed, guard))
+            call = Call(flat, fed, self._build_entry(flat, fed, guard))
         else:  # feeds in another order share one program
             same = self._call(flat, [fed[i] for i in order], guard)
-            call = _Call(flat, fed, same.entry, order)
+            call = Call(flat, fed, same.entry, order)
         call.used = next(self._clock)
         self._calls[key] = call
         if len(self._calls) > CALL_CACHE_SIZE:
@@ -366,7 +308,7 @@ class Session:
         return key
 
     def _build_entry(self, flat: Sequence[Fetch], fed: Sequence[Tensor], guard: bool) -> Entry:
-        fetched = _tensors(flat)
+        fetched = tensors_of(flat)
         targets = tuple(x for x in flat if isinstance(x, Node))
         missing = unfed_placeholder([t.node for t in fetched] + list(targets), fed)
         if missing is not None:
@@ -424,11 +366,11 @@ class Session:
         context = self.graph.as_default()
         context.__enter__()
         self._entered.graph = context
-        _defaults.stack.append(self)
+        push_default_session(self)
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        _defaults.stack.remove(self)
+        remove_default_session(self)
         context, self._entered.graph = self._entered.graph, None
         context.__exit__(*exc)
         self.close()
@@ -436,12 +378,12 @@ class Session:
     @contextlib.contextmanager
     def as_default(self) -> Iterator[Session]:
         """Make this the default session of the thread inside the block, without closing it."""
-        _defaults.stack.append(self)
+        push_default_session(self)
         try:
             with self.graph.as_default():
                 yield self
         finally:
-            _defaults.stack.pop()
+            remove_default_session(self)
 
 
 def unfed_placeholder(roots: Sequence[Node], fed: Sequence[Tensor]) -> Tensor | None:
@@ -452,23 +394,6 @@ def unfed_placeholder(roots: Sequence[Node], fed: Sequence[Tensor]) -> Tensor | 
         if node.op.name == "placeholder" and id(node.outputs[0]) not in given:
             return node.outputs[0]
     return None
-
-
-class _Defaults(threading.local):
-    def __init__(self) -> None:
-        self.stack: list[Session] = []
-
-
-_defaults = _Defaults()
-
-
-def get_default_session() -> Session | None:
-    """The session entered last in this thread, or None."""
-    stack = _defaults.stack
-    return stack[-1] if stack else None
-
-
-DEFAULT_SESSION[:] = [get_default_session]
 
 
 def _cores() -> int:

@@ -16,8 +16,8 @@ LAYERS = """
 cli demo demo_figures __main__
 graphc
 nn train export frontends onnx compat
-compiler execution nan_guard variable_store feeds fetches session function function_inputs shared
-    explanation derivatives custom host_calls
+call compiler default_session execution nan_guard variable_store feeds fetches session function
+    function_inputs shared explanation derivatives custom host_calls
 passes backends
 ops
 node builder graph program rewrite text parse parse_values verify
