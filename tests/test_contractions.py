@@ -69,6 +69,15 @@ def test_few_rows_read_the_other_operand_in_place(rows: int) -> None:
             check(kernel.c, buffers, {"n": cols, "k": depth}, compiled=kernel)
 
 
+@pytest.mark.parametrize("dtype", [float32, float64], ids=str)
+def test_few_rows_are_seen_in_the_run(dtype: DType) -> None:
+    kernel = Compiled(matmul(symbol("m"), 70, symbol("k"), dtype))
+    for rows in (1, 2, 3, 4, 5, 6):
+        for depth in (0, 1, 15, 16, 17, 300):
+            buffers = matmul_buffers(kernel.c, rows, 70, depth)
+            check(kernel.c, buffers, {"m": rows, "k": depth}, compiled=kernel)
+
+
 @pytest.mark.parametrize("empty", ["m", "n", "k", "all"])
 def test_axis_groups_may_be_empty(empty: str) -> None:
     groups: list[tuple[DimLike, ...]] = [

@@ -31,6 +31,12 @@ DEPTH = 256
 SPREAD_ROWS = 32
 """Fewest rows worth a block of their own when the number of rows is known only at run time."""
 
+IN_PLACE_ROWS = 4
+"""Most rows of C for which a vector of B is read where it lies instead of being packed."""
+
+IN_PLACE_SUMS = 8
+"""Accumulators of a register tile that reads B in place."""
+
 SKIPPED_RUN = 8
 """Fewest steps of k in a run worth a test whether to skip it."""
 
@@ -75,6 +81,8 @@ class Tiling:
     spread: int  # blocks along rows of unknown number, as long as each has SPREAD_ROWS
     half: bool  # the last vector of a tile has half the lanes
     skips: bool  # runs of k that lie outside for every row of a tile are skipped
+    # (rows, vectors): up to so many rows, B is read in place by such tiles; for symbolic numbers
+    few_rows: tuple[tuple[int, int], ...] = ()
 
     @property
     def tile_cols(self) -> int:
@@ -117,7 +125,10 @@ def tile(c: Contraction, target: Target) -> Tiling:
     if _reads_in_place(right, rows, cols, k):
         half = False
         pack_right = Packing("direct", len(cols.axes))
-        vectors = min(8 // tile_rows, max(-(-assumed_size(cols) // lanes), 1))
+        vectors = min(IN_PLACE_SUMS // tile_rows, max(-(-assumed_size(cols) // lanes), 1))
+    few_rows: tuple[tuple[int, int], ...] = ()
+    if not isinstance(rows.size, int) and not skips and _lies_in_vectors(right, cols, k):
+        few_rows = ((1, 4), (min(IN_PLACE_ROWS, tile_rows), 2))
     depth = _depth(k, pack_left.fused if skips else 0)
     block_rows, block_cols = _block(
         assumed_size(rows),
@@ -144,6 +155,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         _spread(rows, cols, block_cols),
         half,
         skips,
+        few_rows,
     )
 
 
@@ -218,10 +230,15 @@ def _spread(rows: Group, cols: Group, block_cols: int) -> int:
 
 def _reads_in_place(right: Access, rows: Group, cols: Group, k: Group) -> bool:
     """Whether vectors of B can be loaded where they lie, and few rows share each."""
-    if not isinstance(rows.size, int) or rows.size > 4 or guarded(right):
-        return False
+    few = isinstance(rows.size, int) and rows.size <= IN_PLACE_ROWS
+    return few and _lies_in_vectors(right, cols, k)
+
+
+def _lies_in_vectors(right: Access, cols: Group, k: Group) -> bool:
+    """Whether each step of k finds the columns of B side by side, a constant stride further."""
     moving = [extent for extent in k.extents if extent != 1]
-    return len(moving) <= 1 and fused_axes(right, cols) == len(cols.axes)
+    in_rows = len(moving) <= 1 and fused_axes(right, cols) == len(cols.axes)
+    return in_rows and not guarded(right)
 
 
 def _needed_share(c: Contraction, left: Access, rows: Group, k: Group) -> float:

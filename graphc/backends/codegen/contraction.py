@@ -193,15 +193,60 @@ class _Emitter:
         for table in (self.left_tables[1], self.right_tables[1]):
             table.fill(f, slices.index, depth)
         self._pack_left(self._packer(self.left, origins["left"]), depth)
-        in_place = None
+        first = f.value(f"icmp eq i64 {slices.index}, 0")
         if t.pack_right.mode == "direct":
-            column, _ = self.right_tables[1].read(f, "0")
-            column[0] = f.add(column[0], self.col0)
-            in_place, _ = self.right.locate(f, origins["right"], column)
+            self._multiply_in_place(depth, first, origins["right"], t.tile_rows, t.tile_vectors)
+        elif t.few_rows:
+            self._by_rows(depth, first, origins["right"])
         else:
-            self._pack_right(self._packer(self.right, origins["right"]), depth)
-        self._multiply(depth, f.value(f"icmp eq i64 {slices.index}, 0"), in_place)
+            self._pack_and_multiply(depth, first, origins["right"])
         f.close_loop(slices)
+
+    def _by_rows(self, depth: str, first: str, origin: Record) -> None:
+        """Multiply by B in place if the run turns out to have few rows, else by packed B."""
+        f, t = self.f, self.t
+        after = f.fresh("after")
+        for rows, vectors in t.few_rows:
+            few, more = f.fresh("few"), f.fresh("more")
+            f.branch_if(f.value(f"icmp sle i64 {self.rows}, {rows}"), few, more)
+            f.label(few)
+            self._multiply_in_place(depth, first, origin, rows, vectors)
+            f.branch(after)
+            f.label(more)
+        self._pack_and_multiply(depth, first, origin)
+        f.branch(after)
+        f.label(after)
+
+    def _pack_and_multiply(self, depth: str, first: str, origin: Record) -> None:
+        self._pack_right(self._packer(self.right, origin), depth)
+        shape = self._tile_shape()
+        a, b = self.scratch["a"], self.scratch["b"]
+        self._multiply(depth, first, a, b, shape, self.b_panel)
+
+    def _multiply_in_place(
+        self, depth: str, first: str, origin: Record, rows: int, vectors: int
+    ) -> None:
+        """Multiply by B where it lies: few rows would not repay packing it.
+
+        A few steps of k at a time over all columns, so that memory is read along the rows of B.
+        """
+        f, t = self.f, self.t
+        column, _ = self.right_tables[1].read(f, "0")
+        column[0] = f.add(column[0], self.col0)
+        b, _ = self.right.locate(f, origin, column)
+        step = f.mul(self.right_tables[1].step, self.itemsize)
+        shape = replace(self._tile_shape(), rows=rows, vectors=vectors, half=False, b_step=step)
+        panel = vectors * t.lanes * self.itemsize
+        if t.skips:
+            self._multiply(depth, first, self.scratch["a"], b, shape, panel, masked=True)
+            return
+        strips = f.open_loop(0, f.smax(depth, 1), STRIP, [("ptr", self.scratch["a"]), ("ptr", b)])
+        a, b = strips.carried
+        steps = f.smin(f.sub(depth, strips.index), STRIP)
+        begins = f.value(f"icmp eq i64 {strips.index}, 0")
+        first = f.value(f"and i1 {first}, {begins}")
+        self._multiply(steps, first, a, b, shape, panel, masked=True)
+        f.close_loop(strips, [f.offset(a, STRIP * self.a_step), f.offset(b, f.mul(step, STRIP))])
 
     def _clear_missing_rows(self) -> None:
         """Zero the rows of the last tile that lie beyond the block.
@@ -293,32 +338,38 @@ class _Emitter:
         else:
             pack("0", depth)
 
-    def _multiply(self, depth: str, first: str, in_place: str | None) -> None:
-        """Run the register tile over the block; `in_place` is where B lies if it is not packed."""
+    def _multiply(
+        self,
+        depth: str,
+        first: str,
+        a: str,
+        b: str,
+        shape: Tile,
+        panel: int,
+        masked: bool = False,
+    ) -> None:
+        """Run the register tile over the block, from the steps of k at `a` and `b` on.
+
+        Columns of tiles are `panel` bytes apart in B; `masked` if it must not be read beyond.
+        """
         f, t = self.f, self.t
-        start = [("ptr", self.scratch[what]) for what in ("a", "c", "needed")]
-        down = f.open_loop(0, self.rows, t.tile_rows, start)
+        start = [("ptr", a), ("ptr", self.scratch["c"]), ("ptr", self.scratch["needed"])]
+        down = f.open_loop(0, self.rows, shape.rows, start)
         a, c, needed = down.carried
         steps: str | Runs = depth
         if t.skips:
             k = self.left_tables[1]
             steps = Runs(k.rows, f.offset(k.memory, k.width - 8), k.width, needed)
-        across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", in_place or self.scratch["b"])])
+        across = f.open_loop(0, self.cols, shape.vectors * t.lanes, [("ptr", b)])
         b = across.carried[0]
         at = f.offset(c, f.mul(across.index, self.itemsize))
-        shape = self._tile_shape()
-        panel = self.b_panel
-        if in_place is not None:
-            step = f.mul(self.right_tables[1].step, self.itemsize)
-            left = [
-                f.sub(f.sub(self.cols, across.index), v * t.lanes) for v in range(t.tile_vectors)
-            ]
-            masks = tuple(lanes_below(f, shape, n) for n in left)
-            shape = replace(shape, b_step=step, b_masks=masks)
-            panel = t.tile_cols * self.itemsize
+        if masked:
+            left = f.sub(self.cols, across.index)
+            masks = [lanes_below(f, shape, f.sub(left, v * t.lanes)) for v in range(shape.vectors)]
+            shape = replace(shape, b_masks=tuple(masks))
         emit_tile(f, shape, a, b, at, steps, first)
         f.close_loop(across, [f.offset(b, panel)])
-        below = t.tile_rows * self.c_row
+        below = shape.rows * self.c_row
         following = [f.offset(a, self.a_panel), f.offset(c, below), f.offset(needed, t.depth)]
         f.close_loop(down, following)
 
