@@ -16,12 +16,16 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, Union
 
 from graphc.errors import ShapeError
 
 DimLike = Union[int, "Dim"]
 _lock = threading.RLock()
+
+REMEMBERED = 1 << 15
+"""Sums and products of sizes that are remembered: a deep network asks for the same few again."""
 
 
 class Atom:
@@ -68,14 +72,10 @@ Monomial = tuple[Atom, ...]
 class Dim:
     """A symbolic size: an interned polynomial over atoms.  Arithmetic gives a Dim or an int."""
 
-    __slots__ = ("__weakref__", "_hash", "terms")
+    __slots__ = ("__weakref__", "terms")
     _interned: ClassVar[dict[tuple[tuple[Monomial, int], ...], Dim]] = {}
 
     terms: tuple[tuple[Monomial, int], ...]
-    _hash: int
-
-    def __hash__(self) -> int:
-        return self._hash
 
     def __add__(self, other: DimLike) -> DimLike:
         return add(self, other)
@@ -121,7 +121,6 @@ def _make(terms: dict[Monomial, int]) -> DimLike:
             if found is None:
                 found = object.__new__(Dim)
                 found.terms = key
-                found._hash = hash(key)
                 Dim._interned[key] = found
     return found
 
@@ -165,6 +164,11 @@ def add(a: DimLike, b: DimLike) -> DimLike:
         return a
     if isinstance(a, int) and a == 0:
         return b
+    return _sum(a, b)
+
+
+@lru_cache(REMEMBERED)
+def _sum(a: DimLike, b: DimLike) -> DimLike:
     terms = _terms(a)
     for m, c in _terms(b).items():
         terms[m] = terms.get(m, 0) + c
@@ -178,6 +182,11 @@ def mul(a: DimLike, b: DimLike) -> DimLike:
         return a
     if isinstance(a, int) and a == 1:
         return b
+    return _product(a, b)
+
+
+@lru_cache(REMEMBERED)
+def _product(a: DimLike, b: DimLike) -> DimLike:
     terms: dict[Monomial, int] = {}
     for m, c in _terms(a).items():
         for n, d in _terms(b).items():

@@ -6,8 +6,10 @@ while the rank is unknown.  Imports: dims, errors.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -146,12 +148,33 @@ def scalar_dtype(value: Any, partner: DType) -> DType:
 Shape = tuple[DimLike, ...]
 
 
-@dataclass(frozen=True)
 class TensorType:
-    """dtype and shape of one tensor; `shape` is None while the rank is unknown."""
+    """dtype and shape of one tensor; `shape` is None while the rank is unknown.  Immutable.
+
+    Interned: equal types are the same object, so comparing them and using them as keys is cheap.
+    """
+
+    __slots__ = ("__weakref__", "dtype", "shape")
+    _interned: ClassVar[weakref.WeakValueDictionary[Any, Any]] = weakref.WeakValueDictionary()
+    _lock: ClassVar[threading.Lock] = threading.Lock()
 
     dtype: DType
     shape: Shape | None
+
+    def __new__(cls, dtype: DType, shape: Shape | None) -> TensorType:
+        key = (dtype.name, shape)
+        found: TensorType | None = cls._interned.get(key)
+        if found is None:
+            with cls._lock:
+                found = cls._interned.get(key)
+                if found is None:
+                    found = object.__new__(cls)
+                    found.dtype, found.shape = dtype, shape
+                    cls._interned[key] = found
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TensorType, (self.dtype, self.shape)
 
     @property
     def rank(self) -> int | None:
@@ -165,3 +188,6 @@ class TensorType:
         if self.shape is None:
             return f"{self.dtype}[*]"
         return f"{self.dtype}[{','.join(dim_text(d) for d in self.shape)}]"
+
+    def __repr__(self) -> str:
+        return f"TensorType({self})"
