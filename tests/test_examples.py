@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +92,52 @@ def test_fine_tuning_leaves_frozen_weights_as_they_were() -> None:
     assert set(before) == set(module.TRUNK)
     for name in before:
         assert before[name].tobytes() == after[name].tobytes()
+
+
+def test_the_web_service_loses_no_request_when_its_model_is_replaced(tmp_path: Path) -> None:
+    module = _example("web_service")
+    path = str(tmp_path / "model")
+    assert module.main(path, epochs=3) >= 0.7
+    service = module.Service(path)
+    images = np.random.default_rng(0).random((3, 64)).astype(np.float32)
+    first = service.current.version
+    answers: list[tuple[str, Any]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers.append(_post(service, images.tobytes()))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for seed in (1, 2):
+        before = service.current.version
+        module.main(path, epochs=1, seed=seed)
+        deadline = time.monotonic() + 60
+        while service.current.version == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert service.current.version != first
+    assert {status for status, _ in answers} == {"200 OK"}
+    assert len({str(answer["digits"]) for _, answer in answers}) > 1  # by more than one model
+    assert _post(service, b"\0" * 5)[0].startswith("400")
+
+
+def _post(service: Any, body: bytes) -> tuple[str, Any]:
+    """The status and the answer of a WSGI application."""
+    statuses: list[str] = []
+    environ = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": "/predict",
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": io.BytesIO(body),
+    }
+    answer = b"".join(service(environ, lambda status, headers: statuses.append(status)))
+    (status,) = statuses
+    return status, json.loads(answer) if status.startswith("200") else answer
 
 
 @pytest.mark.parametrize("name", ["call", "call100", "chain_small", "layernorm", "cs231n", "mlp"])
