@@ -5,6 +5,7 @@ Imports: graph, types, dims, location.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,6 +59,16 @@ Rebuild = Callable[[Node, list[Tensor]], "Sequence[Tensor] | None"]
 """(node, new inputs) -> replacement outputs, or None to keep the node on its new inputs."""
 
 
+class _Watch(threading.local):
+    """Who in this thread wants to know what replaces what; nobody but the debug mode does."""
+
+    see: Callable[[str, Sequence[tuple[Tensor, Tensor]]], None] | None = None
+    """(name of the rule, "" for a whole pass; pairs of a tensor and what replaces it)"""
+
+
+WATCH = _Watch()
+
+
 def rewrite(program: Program, rule: Rebuild, builder: Builder | None = None) -> Program:
     """Walk the program once in topological order, replacing nodes by `rule`.
 
@@ -75,6 +86,8 @@ def rewrite(program: Program, rule: Rebuild, builder: Builder | None = None) -> 
                 outputs = keep(node, inputs, builder)
             for old, made in zip(node.outputs, outputs, strict=True):
                 new[id(old)] = made
+    if WATCH.see is not None:
+        WATCH.see("", [(t, new[id(t)]) for node in program.order() for t in node.outputs])
     return replace(
         program,
         fetches=tuple(new[id(t)] for t in program.fetches),
@@ -87,7 +100,7 @@ def keep(node: Node, inputs: Sequence[Tensor], builder: Builder) -> tuple[Tensor
     """The node itself if nothing changed, else its application to the new inputs."""
     if len(inputs) == len(node.inputs) and _same(inputs, node.inputs):
         return builder.adopt(node).outputs
-    return builder.make(node.op, inputs, dict(node.attrs), node.name).outputs
+    return builder.apply_again(node, inputs).outputs
 
 
 def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 
 from graphc.builder import Builder
 from graphc.node import OPS, ConstantValue, Node, Tensor
-from graphc.program import Program, keep, rewrite
+from graphc.program import WATCH, Program, keep, rewrite
 from graphc.types import DType, Shape, TensorType
 
 EXACT, STABLE, FAST_MATH = "exact", "stable", "fast_math"
@@ -208,7 +208,7 @@ def uniform_element(array: np.ndarray[Any, Any]) -> Any:
 
 # ---- applying tables ---------------------------------------------------------------------------
 
-SHARED = ("constant", "sizes", "iota")
+SHARED = ("constant", "sizes", "iota", "random_key")
 """Leaves that are equal where their attributes are; other leaves are equal only to themselves."""
 
 Step = Callable[[Match], "Tensor | None"]
@@ -254,6 +254,8 @@ class Rewriter:
         for step in self.steps:
             made = step(Match(self, t, consumers, depth))
             if made is not None and self._fits(made, t):
+                if WATCH.see is not None:
+                    WATCH.see(step.__name__, [(t, made)])
                 return made
         rules = self._table.get(t.node.op.name)
         if not rules:
@@ -267,6 +269,8 @@ class Rewriter:
             made = self._apply(rule, t, consumers, depth)
             if made is not None and self._fits(made, t):
                 self.fired[rule.name] = self.fired.get(rule.name, 0) + 1
+                if WATCH.see is not None:
+                    WATCH.see(rule.name, [(t, made)])
                 return made
         return None
 
