@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphc.backends.codegen.text import FunctionText
+from graphc.backends.llvm.image import MappedImage, NotLinkable, link
 from graphc.backends.llvm.signature import signature
 from graphc.backends.llvm.target import Target, binding, compile_lock, has_symbol
 from graphc.errors import CompileError
@@ -41,7 +42,7 @@ class JIT:
     def __init__(self, target: Target | None = None) -> None:
         self.target = target or Target()
         self._addresses: dict[str, int] = {}
-        self._engines: list[Any] = []
+        self._code: list[Any] = []  # what holds machine code in memory
 
     def compile_text(self, text: str, names: Iterable[str]) -> dict[str, int]:
         """The addresses of the named functions of a module; raises CompileError if it is wrong."""
@@ -56,13 +57,29 @@ class JIT:
                 raise _refused(text, str(error)) from None
             module.triple = self.target.triple
             module.data_layout = self.target.layout
-            engine = llvm.create_mcjit_compiler(module, self.target.machine)
-            engine.finalize_object()
-            self._engines.append(engine)
-            addresses = {name: int(engine.get_function_address(name)) for name in names}
+            addresses = self.load_object(self.target.machine.emit_object(module), names)
             stats.modules += 1
             stats.llvm_seconds += time.perf_counter() - started
         return addresses
+
+    def load_object(self, data: bytes, names: Iterable[str]) -> dict[str, int]:
+        """Put an object file into memory; the addresses of the named functions."""
+        try:
+            image = link(data)
+            mapped = MappedImage(image)
+        except (NotLinkable, OSError, LookupError):
+            return self._load_by_llvm(data, names)
+        self._code.append(mapped)
+        return {name: mapped.address + image.symbols[name] for name in names}
+
+    def _load_by_llvm(self, data: bytes, names: Iterable[str]) -> dict[str, int]:
+        llvm = binding()
+        with compile_lock:
+            engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self.target.new_machine())
+            engine.add_object_file(llvm.ObjectFileRef.from_data(data))
+            engine.finalize_object()
+            self._code.append(engine)
+            return {name: int(engine.get_function_address(name)) for name in names}
 
     def compile_kernels(self, kernels: Sequence[Kernel]) -> list[int]:
         """The address of each kernel; the new ones are compiled together as one module."""

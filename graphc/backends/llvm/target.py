@@ -51,15 +51,24 @@ class Target:
         self.triple: str = llvm.get_process_triple()
         self.cpu: str = llvm.get_host_cpu_name()
         self.features: str = features.flatten()
-        self.machine: Any = llvm.Target.from_triple(self.triple).create_target_machine(
-            cpu=self.cpu,
-            features=self.features,
-            opt=optimization,
-            reloc="default",
-            codemodel="jitdefault",
-            jit=True,
-        )
+        self.optimization = optimization
+        self.machine: Any = self.new_machine()
         self.layout = str(self.machine.target_data)
+
+    def new_machine(self) -> Any:
+        """A machine of LLVM's of its own, for one owner: code at any address, near its constants."""
+        return (
+            binding()
+            .Target.from_triple(self.triple)
+            .create_target_machine(
+                cpu=self.cpu,
+                features=self.features,
+                opt=self.optimization,
+                reloc="pic",
+                codemodel="small",
+                jit=True,
+            )
+        )
 
     @property
     def architecture(self) -> str:
