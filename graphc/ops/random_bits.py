@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from graphc import dims
 from graphc.errors import GraphTypeError
 from graphc.graph import Graph, get_default_graph, make
 from graphc.kernel import Expr
-from graphc.nest import contiguous
 from graphc.node import Attrs, Tensor
-from graphc.ops.arithmetic import add, multiply, remainder
+from graphc.ops.arithmetic import remainder
 from graphc.ops.create import iota
 from graphc.ops.define import (
     NOT_DIFFERENTIABLE,
@@ -29,8 +29,7 @@ from graphc.ops.define import (
     constant,
     op,
 )
-from graphc.ops.shape import broadcast_along
-from graphc.ops.sizes import size_value
+from graphc.ops.shape import reshape
 from graphc.ops.state import variable_op
 from graphc.types import DType, Shape, TensorType, float32, float64, int64, uint32, uint64
 
@@ -41,29 +40,51 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _LOW = 0xFFFFFFFF
 
+# ---- keys --------------------------------------------------------------------------------------
+
+key_op = op(
+    "random_key",
+    "leaf",
+    infer=lambda types, attrs: (TensorType(uint64, ()),),
+    reference=lambda attrs: np.array(attrs["key"], np.uint64),
+    vjp=NOT_DIFFERENTIABLE,
+    samples=Samples((Sample((), {"key": 2**64 - 2}),), dtypes=(uint64,), gradient=()),
+    note="a number kernels read from memory, so that random operators share their code",
+)
+
+
+def key_tensor(key: int) -> Tensor:
+    """A Philox key.  A constant would be written into the code of every kernel that draws."""
+    return make(key_op, (), {"key": int(key)}).outputs[0]
+
+
+bind_function(key_op, key_tensor)
+
 # ---- philox ------------------------------------------------------------------------------------
 
 
 def _infer_philox(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    index, counter = types
-    if index.dtype is not int64 or counter.dtype is not uint64:
-        raise GraphTypeError(f"positions of {index.dtype} and a counter of {counter.dtype}")
-    return (TensorType(attrs["dtype"], broadcast_shapes([index.shape, counter.shape])),)
+    index, counter, key = types
+    if index.dtype is not int64 or counter.dtype is not uint64 or key.dtype is not uint64:
+        found = f"positions of {index.dtype}, a counter of {counter.dtype}, a key of {key.dtype}"
+        raise GraphTypeError(f"random bits from {found}")
+    shape = broadcast_shapes([index.shape, counter.shape, key.shape])
+    return (TensorType(attrs["dtype"], shape),)
 
 
 def _philox_words(
-    s: ScalarBuilder, words: tuple[Expr, Expr, Expr, Expr], key: int
+    s: ScalarBuilder, words: tuple[Expr, Expr, Expr, Expr], key: Expr
 ) -> tuple[Expr, Expr, Expr, Expr]:
-    k0, k1 = key & _LOW, key >> 32
+    k0, k1 = _halves(s, key)
     x0, x1, x2, x3 = words
     for _ in range(_ROUNDS):
         m0, m1 = (s.const(m, uint32) for m in _MULTIPLIERS)
         high0, low0 = s.mulhi(x0, m0), s.mul(x0, m0)
         high1, low1 = s.mulhi(x2, m1), s.mul(x2, m1)
-        x0 = s.xor(s.xor(high1, x1), s.const(k0, uint32))
-        x2 = s.xor(s.xor(high0, x3), s.const(k1, uint32))
+        x0 = s.xor(s.xor(high1, x1), k0)
+        x2 = s.xor(s.xor(high0, x3), k1)
         x1, x3 = low1, low0
-        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+        k0, k1 = s.add(k0, _WEYL[0]), s.add(k1, _WEYL[1])
     return x0, x1, x2, x3
 
 
@@ -72,7 +93,7 @@ def _halves(s: ScalarBuilder, x: Expr) -> tuple[Expr, Expr]:
 
 
 def _philox_body(
-    s: ScalarBuilder, index: Expr, counter: Expr, key: int, part: int, dtype: DType
+    s: ScalarBuilder, index: Expr, counter: Expr, key: Expr, part: int, dtype: DType
 ) -> Expr:
     x0, x1 = _halves(s, s.cast(index, uint64))
     x2, x3 = _halves(s, counter)
@@ -83,27 +104,27 @@ def _philox_body(
     return s.or_(low, s.shl(high, 32))
 
 
-def philox_words(index: Any, counter: Any, key: int) -> list[Any]:
+def philox_words(index: Any, counter: Any, key: Any) -> list[Any]:
     """The four 32-bit words of Philox 4x32-10, in NumPy, as u64 arrays."""
     mask, shift = np.uint64(_LOW), np.uint64(32)
-    index, counter = index.astype(np.uint64), np.asarray(counter, np.uint64)
-    index, counter = np.broadcast_arrays(index, counter)
+    wide = [np.asarray(x).astype(np.uint64) for x in (index, counter, key)]
+    index, counter, key = np.broadcast_arrays(*wide)
     x = [index & mask, index >> shift, counter & mask, counter >> shift]
-    k0, k1 = key & _LOW, key >> 32
+    k0, k1 = key & mask, key >> shift
     for _ in range(_ROUNDS):
         p0, p1 = x[0] * np.uint64(_MULTIPLIERS[0]), x[2] * np.uint64(_MULTIPLIERS[1])
         x = [
-            (p1 >> shift) ^ x[1] ^ np.uint64(k0),
+            (p1 >> shift) ^ x[1] ^ k0,
             p1 & mask,
-            (p0 >> shift) ^ x[3] ^ np.uint64(k1),
+            (p0 >> shift) ^ x[3] ^ k1,
             p0 & mask,
         ]
-        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+        k0, k1 = (k0 + np.uint64(_WEYL[0])) & mask, (k1 + np.uint64(_WEYL[1])) & mask
     return x
 
 
-def _philox_reference(attrs: Attrs, index: Any, counter: Any) -> Any:
-    words = philox_words(index, counter, attrs["key"])
+def _philox_reference(attrs: Attrs, index: Any, counter: Any, key: Any) -> Any:
+    words = philox_words(index, counter, key)
     part = attrs["part"]
     if attrs["dtype"] is uint32:
         return words[part].astype(np.uint32)
@@ -120,9 +141,13 @@ philox_op = op(
     samples=Samples(
         tuple(
             Sample(
-                ((5,), ()),
-                {"key": 0x1234_5678_9ABC_DEF0, "part": part, "dtype": dtype},
-                (np.array([0, 1, 2, 3, 2**40]), np.array(7 + 2**50, np.uint64)),
+                ((5,), (), ()),
+                {"part": part, "dtype": dtype},
+                (
+                    np.array([0, 1, 2, 3, 2**40]),
+                    np.array(7 + 2**50, np.uint64),
+                    np.array(0x1234_5678_9ABC_DEF0, np.uint64),
+                ),
             )
             for part, dtype in ((0, uint32), (3, uint32), (0, uint64), (1, uint64))
         ),
@@ -132,11 +157,10 @@ philox_op = op(
 )
 
 
-def philox(index: Any, counter: Any, key: int, part: int, dtype: DType) -> Tensor:
-    """Bits for each position (i64) at a counter (u64): word `part` of one Philox block."""
-    inputs = [t if isinstance(t, Tensor) else constant(t) for t in (index, counter)]
-    attrs = {"key": int(key), "part": part, "dtype": dtype}
-    return make(philox_op, inputs, attrs).outputs[0]
+def philox(index: Any, counter: Any, key: Any, part: int, dtype: DType) -> Tensor:
+    """Bits for each position (i64) at a counter (u64), from a key (u64): word `part` of a block."""
+    inputs = [t if isinstance(t, Tensor) else constant(t) for t in (index, counter, key)]
+    return make(philox_op, inputs, {"part": part, "dtype": dtype}).outputs[0]
 
 
 bind_function(philox_op, philox)
@@ -145,14 +169,8 @@ bind_function(philox_op, philox)
 
 
 def _positions(shape: Shape) -> Tensor:
-    """The row-major position of every element, as sums of loop indices."""
-    total: Tensor | None = None
-    for axis, (d, stride) in enumerate(zip(shape, contiguous(shape), strict=True)):
-        part = broadcast_along(iota(d), shape, (axis,))
-        if stride != 1:
-            part = multiply(part, size_value(stride))
-        total = part if total is None else add(total, part)
-    return constant(np.int64(0)) if total is None else total
+    """The row-major position of every element: a view, so that nothing is computed or shared."""
+    return reshape(iota(dims.product(shape)), shape)
 
 
 def _bits_of_counter(
@@ -161,7 +179,7 @@ def _bits_of_counter(
     if seeded:
         # sessions of an unseeded graph differ in the upper half only: see `Session`
         counter = _run_number(counter)
-    return philox(_positions(shape), counter, key, part, dtype)
+    return philox(_positions(shape), counter, key_tensor(key), part, dtype)
 
 
 def _run_number(counter: Tensor) -> Tensor:

@@ -42,6 +42,9 @@ from graphc.types import DType
 BlocksOf = Callable[[Kernel], DimLike]
 """How many blocks a back end cuts a kernel into."""
 
+FIXED = ("constant", "random_key")
+"""Leaves whose value is known and lies in memory."""
+
 
 def plan_memory(fusion: Fusion, steps: Sequence[LoweredStep], blocks_of: BlocksOf) -> Plan:
     """Place every value and tie the steps together."""
@@ -106,11 +109,11 @@ class _Planner:
 
     def _place_constants(self) -> None:
         for value in (v for step in self.steps for v in step.args):
-            if not isinstance(value, Tensor) or value.node.op.name != "constant":
+            if not isinstance(value, Tensor) or value.node.op.name not in FIXED:
                 continue
             if id(value) not in self.refs:
                 self.refs[id(value)] = Ref("constant", len(self.constants))
-                self.constants.append(value.node.attrs["value"].array)
+                self.constants.append(value.node.op.reference(value.node.attrs))
 
     def _place_updates(self) -> None:
         """Decide for each update: written in place by its step, or copied after the others."""
