@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from graphc.constraints import Constraint, collecting
 from graphc.errors import GraphcError
 from graphc.location import UNKNOWN, Location
-from graphc.node import Attrs, Node, Op, Tensor
+from graphc.node import Attrs, AttrsKey, Node, Op, Tensor, key_of_attrs
 from graphc.types import TensorType
 
 # ---- factories -----------------------------------------------------------------------------
@@ -57,17 +57,42 @@ def making_nodes_in(factory: NodeFactory) -> Iterator[None]:
 
 # ---- inference ---------------------------------------------------------------------------------
 
+_REMEMBERED_KINDS = frozenset(("elementwise", "view", "reduce", "contraction", "nest"))
+"""Operators whose types are few however many nodes there are; attributes of others hold arrays
+and functions, which nothing should keep alive."""
+
+_LIMIT = 1 << 14
+
+_inferred: dict[Any, tuple[tuple[TensorType, ...], tuple[Constraint, ...]]] = {}
+"""(operator, input types, attributes) -> output types and constraints: what an infer function
+said, which depends on nothing else."""
+
 
 def infer_node(
     op: Op, inputs: Sequence[Tensor], attrs: dict[str, Any]
 ) -> tuple[dict[str, Any], tuple[TensorType, ...], tuple[Constraint, ...]]:
     """Canonical attrs, output types and undecided constraints; raises unlocated errors."""
-    types = [t.node.types[t.index] for t in inputs]
+    types = tuple([t.node.types[t.index] for t in inputs])
+    if op.normalize is not None and not any(t.shape is None for t in types):
+        attrs = op.normalize(types, attrs)
+    if op.kind not in _REMEMBERED_KINDS:
+        return attrs, *_infer(op, types, attrs)
+    key = (op, types, tuple(attrs.items()))
+    found = _inferred.get(key)
+    if found is None:
+        found = _infer(op, types, attrs)
+        if len(_inferred) >= _LIMIT:
+            _inferred.clear()
+        _inferred[key] = found
+    return attrs, *found
+
+
+def _infer(
+    op: Op, types: Sequence[TensorType], attrs: Attrs
+) -> tuple[tuple[TensorType, ...], tuple[Constraint, ...]]:
     with collecting() as constraints:
-        if op.normalize is not None and not any(t.shape is None for t in types):
-            attrs = op.normalize(types, attrs)
         outputs = op.infer(types, attrs)
-    return attrs, outputs, tuple(constraints)
+    return outputs, tuple(constraints)
 
 
 def located(error: GraphcError, op: Op, inputs: Sequence[Tensor], loc: Location) -> GraphcError:
@@ -101,36 +126,60 @@ class Builder:
         control: Sequence[Node] = (),
     ) -> Node:
         inputs = tuple(inputs)
-        given = _key(op, inputs, attrs)
+        key = None
         if not op.stateful:
-            node = self._table.get(given)
+            key = _key(op, inputs, key_of_attrs(attrs))
+            node = self._table.get(key)
             if node is not None:
                 return node
         try:
-            attrs, types, constraints = infer_node(op, inputs, attrs)
+            canonical, types, constraints = infer_node(op, inputs, attrs)
         except GraphcError as error:
             raise located(error, op, inputs, self.loc) from None
         if op.stateful:
-            return Node(op, inputs, attrs, types, self.loc, name or "", tuple(control))
-        key = _key(op, inputs, attrs)
+            return Node(op, inputs, canonical, types, self.loc, name or "", tuple(control))
+        given = key
+        if canonical is not attrs:
+            key = _key(op, inputs, key_of_attrs(canonical))
         node = self._table.get(key)
         if node is None:
-            node = Node(op, inputs, attrs, types, self.loc, name or "", (), None, constraints)
+            node = Node(op, inputs, canonical, types, self.loc, name or "", (), None, constraints)
             self._table[key] = node
         self._table[given] = node
         return node
+
+    def apply_again(self, node: Node, inputs: Sequence[Tensor]) -> Node:
+        """The application of a node's operator to other inputs.
+
+        Where they are of the same types nothing is inferred again.
+        """
+        op = node.op
+        if op.stateful or [t.type for t in inputs] != [t.type for t in node.inputs]:
+            return self.make(op, inputs, dict(node.attrs), node.name)
+        inputs = tuple(inputs)
+        key = _key(op, inputs, node.attrs_key)
+        found = self._table.get(key)
+        if found is None:
+            found = self._table[key] = Node(
+                op,
+                inputs,
+                node.attrs,
+                node.types,
+                self.loc,
+                node.name,
+                (),
+                None,
+                node.constraints,
+                node.attrs_key,
+            )
+        return found
 
     def adopt(self, node: Node) -> Node:
         """An existing node, or the equal one this builder has already."""
         if node.op.stateful:
             return node
-        return self._table.setdefault(_key(node.op, node.inputs, node.attrs), node)
+        return self._table.setdefault(_key(node.op, node.inputs, node.attrs_key), node)
 
 
-def _key(op: Op, inputs: tuple[Tensor, ...], attrs: Attrs) -> Any:
-    items = tuple(sorted(attrs.items(), key=_first)) if len(attrs) > 1 else tuple(attrs.items())
-    return op.name, tuple(map(id, inputs)), items
-
-
-def _first(item: tuple[str, Any]) -> str:
-    return item[0]
+def _key(op: Op, inputs: tuple[Tensor, ...], attrs: AttrsKey) -> Any:
+    return op.name, attrs, *map(id, inputs)

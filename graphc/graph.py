@@ -33,8 +33,8 @@ class _Scopes(threading.local):
     """Per-thread building state of one graph."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
-        self.control: list[tuple[Node, ...]] = []
+        self.prefix = ""  # of names: the scopes entered, each with a slash
+        self.control: tuple[Node, ...] = ()  # one tuple for all the nodes made in a block
         self.gradient_rules: list[dict[str, Callable[..., Any]]] = []
 
 
@@ -81,7 +81,9 @@ class Graph:
             attrs, types, constraints = infer_node(op, inputs, attrs)
         except GraphcError as error:
             raise located(error, op, inputs, loc) from None
-        ordered = tuple(dict.fromkeys((*control, *self.control_inputs())))
+        ordered = self._scopes.control
+        if control:
+            ordered = tuple(dict.fromkeys((*control, *ordered)))
         with self._lock:
             if self.finalized:
                 raise FinalizedError(f"{op.name}: the graph is finalized ({loc})")
@@ -100,7 +102,7 @@ class Graph:
         if not isinstance(name, str) or not name or ":" in name:
             raise GraphError(f"a name is text without colons, not {name!r}")
         with self._lock:
-            full = "/".join((*self._scopes.names, name))
+            full = self._scopes.prefix + name
             count = self._used.get(full, 0)
             self._used[full] = count + 1
             if count == 0:
@@ -125,29 +127,28 @@ class Graph:
     def name_scope(self, name: str | None) -> Iterator[str]:
         """Prefix the names of nodes made inside with `name/`; None leaves all outer scopes."""
         full = self.unique_name(name) if name else ""
-        saved = self._scopes.names
-        self._scopes.names = full.split("/") if full else []
+        saved, self._scopes.prefix = self._scopes.prefix, full + "/" if full else ""
         try:
-            yield full + "/" if full else ""
+            yield self._scopes.prefix
         finally:
-            self._scopes.names = saved
+            self._scopes.prefix = saved
 
     @contextlib.contextmanager
     def control_dependencies(self, nodes: Iterable[Node | Tensor] | None) -> Iterator[None]:
         """Nodes made inside run after `nodes`; None clears the dependencies of outer blocks."""
         saved = self._scopes.control
         if nodes is None:
-            self._scopes.control = []
+            self._scopes.control = ()
         else:
-            wanted = tuple(as_node(n, self) for n in nodes)
-            self._scopes.control = [*saved, wanted]
+            wanted = [as_node(n, self) for n in nodes]
+            self._scopes.control = tuple(dict.fromkeys((*saved, *wanted)))
         try:
             yield
         finally:
             self._scopes.control = saved
 
     def control_inputs(self) -> tuple[Node, ...]:
-        return tuple(n for block in self._scopes.control for n in block)
+        return self._scopes.control
 
     @contextlib.contextmanager
     def gradient_override(self, rules: Mapping[str, Callable[..., Any]]) -> Iterator[None]:

@@ -34,19 +34,23 @@ class Location:
 
 UNKNOWN = Location("", 0)
 _interned: dict[tuple[str, int], Location] = {}
+_ours: set[str] = set()
+"""Files of graphc that were met on the stack."""
 
 
 def user_location() -> Location:
-    """The innermost frame outside graphc: about 0.3 µs, so it is always recorded."""
+    """The innermost frame outside graphc: well below 1 µs, so it is always recorded."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_HERE):
-            key = (file, frame.f_lineno)
-            found = _interned.get(key)
-            if found is None:
-                found = _interned[key] = Location(*key)
-            return found
+        if file not in _ours:
+            if not file.startswith(_HERE):
+                key = (file, frame.f_lineno)
+                found = _interned.get(key)
+                if found is None:
+                    found = _interned[key] = Location(*key)
+                return found
+            _ours.add(file)
         parent = frame.f_back
         if parent is None:
             break

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -110,28 +110,74 @@ class ConstantValue:
 
 _node_ids = itertools.count()
 
+AttrsKey = tuple[tuple[str, Any], ...]
 
-@dataclass(frozen=True, eq=False, slots=True)
+
+def key_of_attrs(attrs: Attrs) -> AttrsKey:
+    """Attributes as something hashable: equal for equal attributes, in whatever order."""
+    if len(attrs) < 2:
+        return tuple(attrs.items())
+    return tuple(sorted(attrs.items(), key=_first))
+
+
+def _first(item: tuple[str, Any]) -> str:
+    return item[0]
+
+
 class Node:
     """One application of an operator; what TensorFlow calls an operation.  Immutable.
 
-    `id` grows with creation, so it orders any graph topologically.
+    `id` grows with creation, so it orders any graph topologically.  `attrs_key` is attrs as
+    something hashable, the same for equal attrs.
     """
 
-    op: Op
-    inputs: tuple[Tensor, ...]
-    attrs: Attrs
-    types: tuple[TensorType, ...]
-    loc: Location
-    name: str = ""
-    control: tuple[Node, ...] = ()
-    graph: Graph | None = None
-    constraints: tuple[Constraint, ...] = ()
-    id: int = field(default_factory=lambda: next(_node_ids))
-    outputs: tuple[Tensor, ...] = field(init=False)
+    __slots__ = (
+        "_attrs_key",
+        "attrs",
+        "constraints",
+        "control",
+        "graph",
+        "id",
+        "inputs",
+        "loc",
+        "name",
+        "op",
+        "outputs",
+        "types",
+    )
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "outputs", tuple(Tensor(self, i) for i in range(len(self.types))))
+    def __init__(
+        self,
+        op: Op,
+        inputs: tuple[Tensor, ...],
+        attrs: Attrs,
+        types: tuple[TensorType, ...],
+        loc: Location,
+        name: str = "",
+        control: tuple[Node, ...] = (),
+        graph: Graph | None = None,
+        constraints: tuple[Constraint, ...] = (),
+        attrs_key: AttrsKey | None = None,
+    ) -> None:
+        self.op: Final = op
+        self.inputs: Final = inputs
+        self.attrs: Final = attrs
+        self.types: Final = types
+        self.loc: Final = loc
+        self.name: Final = name
+        self.control: Final = control
+        self.graph: Final = graph
+        self.constraints: Final = constraints
+        self.id: Final = next(_node_ids)
+        self.outputs: Final = tuple([Tensor(self, i) for i in range(len(types))])
+        self._attrs_key = attrs_key
+
+    @property
+    def attrs_key(self) -> AttrsKey:
+        found = self._attrs_key
+        if found is None:
+            found = self._attrs_key = key_of_attrs(self.attrs)
+        return found
 
     @property
     def kind(self) -> str:
@@ -425,21 +471,28 @@ def topological(
 
     Iterative: depth is not limited by Python's stack.
     """
-    seen: set[int] = set()
+    entered: set[Node] = set()
+    done: set[Node] = set()
+    blocks: set[int] = set()
     order: list[Node] = []
-    stack: list[tuple[Node, bool]] = [(r, False) for r in reversed(list(roots))]
+    stack = list(roots)
+    stack.reverse()
     while stack:
-        node, done = stack.pop()
-        if done:
-            order.append(node)
+        node = stack[-1]
+        if node in entered:
+            stack.pop()
+            if node not in done:
+                done.add(node)
+                order.append(node)
             continue
-        if node.id in seen:
-            continue
-        seen.add(node.id)
-        stack.append((node, True))
+        entered.add(node)
         if node.id in stop:
             continue
-        if control and node.control:
-            stack.extend((n, False) for n in reversed(node.control) if n.id not in seen)
-        stack.extend((t.node, False) for t in reversed(node.inputs) if t.node.id not in seen)
+        for t in reversed(node.inputs):
+            if t.node not in entered:
+                stack.append(t.node)
+        # the nodes of one block share one tuple: done before the inputs, it is done for them all
+        if control and node.control and id(node.control) not in blocks:
+            blocks.add(id(node.control))
+            stack.extend([n for n in reversed(node.control) if n not in entered])
     return order

@@ -210,6 +210,8 @@ def specialise(program: Program, known: Mapping[Atom, DimLike]) -> Program:
             return None
         if node.op.stateful and attrs is node.attrs:
             return None
+        if attrs is node.attrs:
+            return builder.apply_again(node, inputs).outputs
         return builder.make(node.op, inputs, dict(attrs), node.name).outputs
 
     return rewrite(program, rule, builder)
@@ -226,8 +228,8 @@ def _substituted(attrs: Mapping[str, Any], known: Mapping[Atom, DimLike]) -> Map
 def _explicit(
     node: Node, inputs: list[Tensor], builder: Builder, attrs: Mapping[str, Any]
 ) -> list[Tensor]:
-    first = inputs[0].type.shape
-    if all(t.type.shape is first or t.type.shape == first for t in inputs):
+    shapes = [t.type.shape for t in inputs]
+    if shapes.count(shapes[0]) == len(shapes):
         return inputs
     (out,) = node.op.infer([t.type for t in inputs], attrs)
     assert out.shape is not None
