@@ -5,6 +5,9 @@ Plan table, 64-bit words.  Header, 16 words:
     0 steps   1 commit step, -1 without checks   2 fault records   3 words of fault records
     4 whether threads help   5 args   6 patches   7 number of patches   8 borders
     9 where an ndarray object keeps its data pointer; -1 when borders are data pointers themselves
+    10 the Python thread to ask for signals, or null   11 nanoseconds allowed, 0: any number
+    12 stop   13 when to look at the clock next   14 the first step that writes state, -1 for a run
+    too short to be stopped   15 when the time is up
 
 A patch (argument position, border position) is a pointer that lives for one run only: it is written
 before the first step and cleared after the last.  Then one row of 8 words per step:
@@ -23,8 +26,11 @@ reading the door again: unchanged and open means that whoever frees the plan wil
 Claims are generation << 32 | next block, so a worker that comes late cannot take a block of another
 run.  A run that finds the team busy is driven by its own thread, without claims.
 
+A run ends before its last step if `stop` says so: see `driver_stop`.
+
 Two abbreviations keep the text short, since no pass inlines: `WORD ptr p, i64 i` loads word i and
-`ROW ptr p, i64 i` is the address of step i's row.  Imports: driver_plan, driver_team.
+`ROW ptr p, i64 i` is the address of step i's row.  Imports: driver_plan, driver_stop,
+driver_team.
 """
 
 from __future__ import annotations
@@ -32,6 +38,7 @@ from __future__ import annotations
 import re
 
 from graphc.backends.llvm.driver_plan import ALONE_RUN, PLAN
+from graphc.backends.llvm.driver_stop import stop_text
 from graphc.backends.llvm.driver_team import (
     FUTEX_SLEEP,
     NO_SPREAD,
@@ -55,14 +62,23 @@ FUTEX_CALL = {"x86_64": 202, "aarch64": 98}
 """The Linux system call number of futex."""
 
 
-def driver_text(architecture: str, threads: bool, futex: bool, affinity: bool) -> str:
-    """The module for a machine with or without pthreads, futex sleep and control of affinity."""
+def driver_text(
+    architecture: str,
+    threads: bool,
+    futex: bool,
+    affinity: bool,
+    stoppable: bool,
+    darwin: bool = False,
+) -> str:
+    """The module for a system with or without pthreads, futex sleep, affinity and signals."""
     declare_pause, pause = _PAUSE.get(architecture, ("", ""))
     if not threads:
-        return expand(PLAN.replace("{declare_pause}", "") + ALONE_RUN)
+        return expand(
+            PLAN.replace("{declare_pause}", "") + stop_text(stoppable, darwin) + ALONE_RUN
+        )
     declare_sleep = "declare i64 @syscall(i64, ...)" if futex else "declare i32 @usleep(i32)"
     sleep = FUTEX_SLEEP if futex else POLLING_SLEEP
-    text = PLAN + TEAM + sleep + (SPREAD if affinity else NO_SPREAD)
+    text = PLAN + stop_text(stoppable, darwin) + TEAM + sleep + (SPREAD if affinity else NO_SPREAD)
     for name, replacement in {
         "{declare_pause}": declare_pause,
         "{declare_sleep}": declare_sleep,

@@ -73,8 +73,13 @@ out:
   ret void
 }
 
-define internal void @clear_faults(ptr %p) nounwind {
+define internal void @begin(ptr %p) nounwind {
 entry:
+  %stop_at = getelementptr i8, ptr %p, i64 96
+  store atomic i64 0, ptr %stop_at monotonic, align 8
+  %next_at = getelementptr i8, ptr %p, i64 104
+  store i64 0, ptr %next_at, align 8
+  call void @ask(ptr %p)
   %at = getelementptr i8, ptr %p, i64 16
   %records = load ptr, ptr %at, align 8
   %n = WORD ptr %p, i64 3
@@ -96,6 +101,8 @@ define internal void @alone(ptr %p) nounwind {
 entry:
   %n = WORD ptr %p, i64 0
   %commit = WORD ptr %p, i64 1
+  %until = WORD ptr %p, i64 14
+  %lengthy = icmp sge i64 %until, 0
   br label %test
 test:
   %i = phi i64 [ 0, %entry ], [ %i1, %next ]
@@ -103,11 +110,17 @@ test:
   br i1 %more, label %gate, label %out
 gate:
   %committing = icmp eq i64 %i, %commit
-  br i1 %committing, label %check, label %ask
+  br i1 %committing, label %check, label %writing
 check:
   %bad = call i1 @faulted(ptr %p)
-  br i1 %bad, label %out, label %ask
-ask:
+  br i1 %bad, label %out, label %writing
+writing:
+  %writes = icmp eq i64 %i, %until
+  br i1 %writes, label %last, label %count
+last:
+  %sealed = call i1 @seal(ptr %p)
+  br i1 %sealed, label %count, label %out
+count:
   %s = ROW ptr %p, i64 %i
   %blocks = WORD ptr %s, i64 4
   %some = icmp sgt i64 %blocks, 0
@@ -118,24 +131,55 @@ work:
   %args = load ptr, ptr %args_at, align 8
   %sizes_at = getelementptr i8, ptr %s, i64 16
   %sizes = load ptr, ptr %sizes_at, align 8
+  br i1 %lengthy, label %cut, label %whole
+whole:
   call void %f(ptr %args, ptr %sizes, i64 0, i64 %blocks)
   br label %next
+cut:
+  %chunk = WORD ptr %s, i64 5
+  %stride = shl i64 %chunk, 3
+  br label %piece
+piece:
+  %b0 = phi i64 [ 0, %cut ], [ %b1, %go_on ]
+  %end = add i64 %b0, %stride
+  %b1 = call i64 @llvm.smin.i64(i64 %end, i64 %blocks)
+  call void %f(ptr %args, ptr %sizes, i64 %b0, i64 %b1)
+  call void @ask(ptr %p)
+  %ended = call i1 @stopped(ptr %p)
+  br i1 %ended, label %out, label %go_on
+go_on:
+  %rest = icmp slt i64 %b1, %blocks
+  br i1 %rest, label %piece, label %next
 next:
   %i1 = add i64 %i, 1
   br label %test
 out:
   ret void
 }
+
+; 0, 1 if a check failed, 2 or 3 if the run was ended by an exception or because of the time
+define internal i64 @outcome(ptr %p) nounwind {
+entry:
+  %stop = WORD ptr %p, i64 12
+  %ended = icmp sgt i64 %stop, 0
+  br i1 %ended, label %early, label %look
+early:
+  %why = add i64 %stop, 1
+  ret i64 %why
+look:
+  %bad = call i1 @faulted(ptr %p)
+  %fault = zext i1 %bad to i64
+  ret i64 %fault
+}
 """
 
 ALONE_RUN = r"""
 define i64 @run(ptr %c, ptr %p, i64 %workers) nounwind {
-  call void @clear_faults(ptr %p)
+  call void @begin(ptr %p)
   call void @patch(ptr %p, i1 true)
   call void @alone(ptr %p)
   call void @patch(ptr %p, i1 false)
-  %bad = call i1 @faulted(ptr %p)
-  %result = zext i1 %bad to i64
+  %result = call i64 @outcome(ptr %p)
   ret i64 %result
 }
 """

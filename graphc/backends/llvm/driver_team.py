@@ -41,6 +41,7 @@ define internal void @drive(ptr %p, i64 %gen, i1 %owner) nounwind {
 entry:
   %n = WORD ptr %p, i64 0
   %commit = WORD ptr %p, i64 1
+  %until = WORD ptr %p, i64 14
   br label %step
 step:
   %i = phi i64 [ 0, %entry ], [ %i1, %next ]
@@ -69,7 +70,7 @@ look:
   %r_done = getelementptr i8, ptr %r, i64 56
   br label %poll
 poll:
-  %spins = phi i64 [ 0, %look ], [ %spins1, %again ]
+  %spins = phi i64 [ 0, %look ], [ %spins1, %again ], [ %spins1, %ask_w ]
   %done = load atomic i64, ptr %r_done acquire, align 8
   %all_done = icmp sge i64 %done, %r_blocks
   br i1 %all_done, label %ready, label %mine
@@ -77,9 +78,18 @@ mine:
   %tag = load atomic i64, ptr %r_claim monotonic, align 8
   %tag_gen = lshr i64 %tag, 32
   %same = icmp eq i64 %tag_gen, %gen
-  br i1 %same, label %again, label %out
+  %ended_w = call i1 @stopped(ptr %p)
+  %ours = xor i1 %ended_w, true
+  %stay = and i1 %same, %ours
+  br i1 %stay, label %again, label %out
 again:
   %spins1 = call i64 @relax(i64 %spins)
+  %low = and i64 %spins1, 255
+  %long = icmp eq i64 %low, 0
+  %asks_w = and i1 %long, %owner
+  br i1 %asks_w, label %ask_w, label %poll
+ask_w:
+  call void @ask(ptr %p)
   br label %poll
 ready:
   %j1 = add i64 %j, 1
@@ -91,10 +101,16 @@ passed:
 gate:
   %complete1 = phi i64 [ %complete, %ask ], [ %complete_w, %passed ]
   %committing = icmp eq i64 %i, %commit
-  br i1 %committing, label %check, label %open
+  br i1 %committing, label %check, label %writing
 check:
   %bad = call i1 @faulted(ptr %p)
-  br i1 %bad, label %out, label %open
+  br i1 %bad, label %out, label %writing
+writing:
+  %writes = icmp eq i64 %i, %until
+  br i1 %writes, label %last, label %open
+last:
+  %sealed = call i1 @seal(ptr %p)
+  br i1 %sealed, label %open, label %out
 open:
   %f = load ptr, ptr %s, align 8
   %args_at = getelementptr i8, ptr %s, i64 8
@@ -126,7 +142,13 @@ work:
   call void %f(ptr %args, ptr %sizes, i64 %b0, i64 %b1)
   %count = sub i64 %b1, %b0
   %before = atomicrmw add ptr %done_at, i64 %count acq_rel
-  br label %claim
+  br i1 %owner, label %consider, label %go_on
+consider:
+  call void @ask(ptr %p)
+  br label %go_on
+go_on:
+  %ended = call i1 @stopped(ptr %p)
+  br i1 %ended, label %out, label %claim
 next:
   %i1 = add i64 %i, 1
   br label %step
@@ -291,7 +313,7 @@ out:
 
 define i64 @run(ptr %c, ptr %p, i64 %workers) nounwind {
 entry:
-  call void @clear_faults(ptr %p)
+  call void @begin(ptr %p)
   call void @patch(ptr %p, i1 true)
   %useful = WORD ptr %p, i64 4
   %may = icmp ne i64 %useful, 0
@@ -305,16 +327,17 @@ single:
   call void @alone(ptr %p)
   br label %done
 done:
-  call void @patch(ptr %p, i1 false)
-  %bad = call i1 @faulted(ptr %p)
-  br i1 %bad, label %fault, label %out
-fault:
-  ; steps after the commit point were left unclaimed: no worker may still be near them when the
-  ; records are cleared for the next run
+  %result = call i64 @outcome(ptr %p)
+  %good = icmp eq i64 %result, 0
+  br i1 %good, label %out, label %leave
+leave:
+  ; steps were left unclaimed or unfinished: no worker may still be near them when their arguments
+  ; are cleared, and the records for the next run
   call void @quiesce(ptr %c, ptr %p)
-  ret i64 1
+  br label %out
 out:
-  ret i64 0
+  call void @patch(ptr %p, i1 false)
+  ret i64 %result
 }
 """
 

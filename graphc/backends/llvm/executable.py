@@ -76,15 +76,15 @@ class LLVMExecutable:
             context = Context(bound.layout)
         arrays = [*inputs, *state, *outputs]
         context.enter(arrays)
-        if trace is None:
-            failed = team().run(context.address, threads)
-        else:
-            failed = run_traced(self.plan, bound.layout, context, arrays, trace)
-        if failed:
-            error = self._fault(context)
+        try:
+            if trace is None:
+                failed = team().run(context.address, threads)
+            else:
+                failed = run_traced(self.plan, bound.layout, context, arrays, trace)
+            if failed:
+                raise self._fault(context)
+        finally:
             bound.keep(context)
-            raise error
-        bound.keep(context)
         return outputs
 
     def layout(self, sizes: Sizes) -> Layout:

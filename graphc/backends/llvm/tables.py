@@ -39,6 +39,12 @@ TEAM_WORK = 65536
 CONTRACTION_DISCOUNT = 8
 """Multiply-adds of a contraction that cost as much as one element of a loop kernel."""
 
+CALL_WORK = 1 << 19
+"""A claim of more blocks than one covers at most this much, so that a run can be ended soon."""
+
+STOPPABLE_WORK = 1 << 20
+"""A run of less work, some hundred microseconds, is over before it could be ended."""
+
 MAX_CLAIM = 1 << 31
 """Claims count blocks in 32 bits; a plan with more blocks in a step stays on one thread."""
 
@@ -75,6 +81,7 @@ class PlanTables:
         self._waits = np.array([s.wait_from for s in steps], np.int64)
         if 0 < plan.commit < len(steps):
             self._waits[plan.commit] = 0
+        self._first_write = _first_write(plan)
         self._blocks = _indices(numbers.all(s.blocks for s in steps))
         self._args_at = _starts(len(s.args) for s in steps)
         self._sizes_at = _starts(len(s.sizes) for s in steps)
@@ -123,7 +130,8 @@ class PlanTables:
         work = np.prod(values[self._work].astype(np.float64), axis=1) * self._scale
         shared = float(work[blocks > 1].sum())
         parallel = shared >= TEAM_WORK and blocks.max(initial=0) < MAX_CLAIM
-        header, places = self._header(parallel, len(self._sizes))
+        lengthy = work.sum() >= STOPPABLE_WORK
+        header, places = self._header(parallel, lengthy, len(self._sizes))
         words = np.zeros(places.end, np.int64)
         words[:HEADER_WORDS] = header
         rows = words[HEADER_WORDS : places.args].reshape(-1, STEP_WORDS)
@@ -162,10 +170,13 @@ class PlanTables:
     def _chunks(self, blocks: Words, work: npt.NDArray[np.float64]) -> Words:
         """Blocks per claim: a share of the step, but never too little work to be worth a claim."""
         share = -(-blocks // self.claims)
-        enough = np.ceil(CLAIM_WORK * blocks / np.maximum(work, 1.0)).astype(np.int64)
-        return np.maximum(1, np.minimum(np.maximum(share, enough), blocks))
+        per_work = blocks / np.maximum(work, 1.0)
+        enough = np.ceil(CLAIM_WORK * per_work).astype(np.int64)
+        most = np.floor(CALL_WORK * per_work).astype(np.int64)
+        chunk = np.minimum(np.maximum(share, enough), np.minimum(most, blocks))
+        return np.maximum(1, chunk)
 
-    def _header(self, parallel: bool, sizes: int) -> tuple[list[int], Places]:
+    def _header(self, parallel: bool, lengthy: bool, sizes: int) -> tuple[list[int], Places]:
         plan = self.plan
         args = HEADER_WORDS + STEP_WORDS * len(plan.steps)
         sizes_at = args + self._args
@@ -184,6 +195,8 @@ class PlanTables:
             len(self._patches) // 2,
             8 * borders,
             DATA_OFFSET,
+            *(0, 0, 0, 0),
+            self._first_write if lengthy else -1,
         ]
         return header + [0] * (HEADER_WORDS - len(header)), places
 
@@ -273,6 +286,14 @@ def _positions(refs: Sequence[Ref], kind: str) -> tuple[npt.NDArray[np.intp], np
     """Where arguments of a kind are, and what each refers to."""
     found = [(i, r.index) for i, r in enumerate(refs) if r.kind == kind]
     return _indices(i for i, _ in found), _indices(j for _, j in found)
+
+
+def _first_write(plan: Plan) -> int:
+    """The first step that writes state, or how many steps there are."""
+    writing = (
+        i for i, s in enumerate(plan.steps) if any(s.args[w].kind == "state" for w in s.writes)
+    )
+    return max(plan.commit, next(writing, len(plan.steps)))
 
 
 def _work_tables(

@@ -2,7 +2,7 @@
 
 One team per process, started by the first run that wants it.  Workers spin for some tens of
 microseconds after a run and then sleep in the kernel.  A forked child starts with no workers and a
-team of its own.  Imports: jit, driver, memory.
+team of its own.  Imports: jit, driver, driver_stop, memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from graphc.backends.llvm import driver
+from graphc.backends.llvm import driver, driver_stop
 from graphc.backends.llvm.jit import JIT, default_jit
 from graphc.backends.llvm.memory import Array, address_of, aligned_bytes
 from graphc.backends.llvm.target import compile_lock, has_symbol
@@ -25,6 +25,10 @@ MAX_WORKERS = 255
 SPIN_SECONDS = 30e-6
 
 _SLEEPERS, _SLEEP_AFTER, _WORKERS = 64, 384, 392
+
+
+def _nothing(thread: int) -> None:
+    """Where runs cannot be interrupted it does not matter which thread is the main one."""
 
 
 class Driver:
@@ -37,14 +41,24 @@ class Driver:
         affinity = sys.platform == "linux" and all(
             has_symbol(f"sched_{name}") for name in ("getcpu", "getaffinity", "setaffinity")
         )
-        text = driver.driver_text(architecture, self.threads, futex, affinity)
-        names = ["run", "start", "spin", "quiesce"] if self.threads else ["run"]
+        python = all(map(has_symbol, driver_stop.SYMBOLS))
+        darwin = sys.platform == "darwin"
+        text = driver.driver_text(architecture, self.threads, futex, affinity, python, darwin)
+        names = ["run"]
+        names += ["start", "spin", "quiesce"] if self.threads else []
+        names += ["run_without_gil", "main_is"] if python else []
         found = jit.compile_text(text, names)
         word = ctypes.c_int64
         self.run_address = found["run"]
-        self.run: Callable[[int, int, int], int] = ctypes.CFUNCTYPE(word, word, word, word)(
-            found["run"]
-        )
+        self.run: Callable[[int, int, int], int]
+        self.main_is: Callable[[int], None] = _nothing
+        if python:
+            self.main_is = ctypes.CFUNCTYPE(None, word)(found["main_is"])
+            self.main_is(threading.main_thread().ident or 0)
+            # This one keeps the GIL, which the callee drops, and raises what the callee has set.
+            self.run = ctypes.PYFUNCTYPE(word, word, word, word)(found["run_without_gil"])
+        else:
+            self.run = ctypes.CFUNCTYPE(word, word, word, word)(found["run"])
         if not self.threads:
             return
         self.start = ctypes.CFUNCTYPE(ctypes.c_int32, word)(found["start"])
@@ -73,7 +87,10 @@ class Team:
         self.control = address_of(_control_block())
 
     def run(self, plan: int, threads: int) -> int:
-        """Run the plan table at this address; 1 if a check failed.  Releases the GIL."""
+        """Run the plan table at this address without the GIL.
+
+        0, 1 if a check failed, 3 if the time allowed is over; raises what a signal handler raises.
+        """
         helpers = min(threads - 1, self._most)
         if helpers > self.workers:
             self._grow(helpers)
@@ -167,6 +184,8 @@ def _forget_team() -> None:
     if _team is not None:
         _retired.append(_team)
         _team = None
+    if _native is not None:
+        _native.main_is(threading.get_ident())
 
 
 if hasattr(os, "register_at_fork"):
