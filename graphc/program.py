@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import Any
 
 from graphc import dims
@@ -98,13 +99,9 @@ def rewrite(program: Program, rule: Rebuild, builder: Builder | None = None) -> 
 
 def keep(node: Node, inputs: Sequence[Tensor], builder: Builder) -> tuple[Tensor, ...]:
     """The node itself if nothing changed, else its application to the new inputs."""
-    if len(inputs) == len(node.inputs) and _same(inputs, node.inputs):
+    if len(inputs) == len(node.inputs) and all(map(is_, inputs, node.inputs)):
         return builder.adopt(node).outputs
     return builder.apply_again(node, inputs).outputs
-
-
-def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    return all(x is y for x, y in zip(a, b, strict=True))
 
 
 # ---- sizes inside attributes -------------------------------------------------------------------

@@ -103,16 +103,24 @@ class Rule:
 
 
 class Match:
-    """Where a rule applies: the root, what the pattern's names stand for, who uses the root."""
+    """Where a rule applies: the root, what the pattern's names stand for, who uses the root.
 
-    def __init__(
-        self, rewriter: Rewriter, root: Tensor, consumers: Sequence[Node], depth: int
-    ) -> None:
+    `origin` is the node of the program that the root stands for; None inside replacements.
+    """
+
+    __slots__ = ("bound", "depth", "origin", "rewriter", "root")
+
+    def __init__(self, rewriter: Rewriter, root: Tensor, origin: Node | None, depth: int) -> None:
         self.rewriter = rewriter
         self.root = root
-        self.consumers = consumers
+        self.origin = origin
         self.depth = depth
         self.bound: dict[str, Any] = {}
+
+    @property
+    def consumers(self) -> Sequence[Node]:
+        """The nodes that read the root in the program; none if it is no node of it."""
+        return () if self.origin is None else self.rewriter.readers_of(self.origin)
 
     def __getitem__(self, name: str) -> Any:
         """The tensor (or a splat's NumPy scalar) that a name of the pattern stands for."""
@@ -121,7 +129,7 @@ class Match:
     def apply(self, name: str, *inputs: Tensor, **attrs: Any) -> Tensor:
         """The application of an operator, itself simplified."""
         node = self.rewriter.builder.make(OPS[name], inputs, attrs)
-        return self.rewriter.simplest(node.outputs[0], (), self.depth + 1)
+        return self.rewriter.simplest(node.outputs[0], None, self.depth + 1)
 
     def splat(self, number: Any, dtype: DType, shape: Shape) -> Tensor:
         """A constant that is `number` everywhere."""
@@ -188,13 +196,14 @@ def _matches_splat(pattern: Splat, t: Tensor, bound: dict[str, Any]) -> bool:
 
 def splat_value(t: Tensor) -> Any:
     """The NumPy scalar that t is everywhere, or None if t is not such a constant."""
+    node = t.node
     for _ in range(LOOK_THROUGH):
-        node = t.node
-        if node.op.name == "constant":
+        kind = node.op.kind
+        if kind == "leaf" and node.op.name == "constant":
             return uniform_element(node.attrs["value"].array)
-        if node.kind != "view":
+        if kind != "view":
             return None
-        t = node.inputs[0]
+        node = node.inputs[0].node
     return None
 
 
@@ -215,58 +224,64 @@ Step = Callable[[Match], "Tensor | None"]
 """A rewrite that is no rule of a table, tried at every node before the rules."""
 
 
-class _Indexed:
-    """A rule, and what its root's operands must be for it to have a chance."""
-
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
-        self.operators = {a.op for a in rule.pattern.args if isinstance(a, Apply)}
-        self.splat = any(isinstance(a, Splat) for a in rule.pattern.args)
-
-
 class Rewriter:
-    """Applies rules at one node until none fires; rules are indexed by their root operator."""
+    """Applies rules at one node until none fires.
 
-    def __init__(self, rules: Iterable[Rule], builder: Builder, steps: Sequence[Step] = ()) -> None:
+    Rules are indexed by what their patterns tell at a glance: the operators of the root and of its
+    operands.
+    """
+
+    def __init__(
+        self,
+        rules: Iterable[Rule],
+        builder: Builder,
+        steps: Sequence[Step] = (),
+        program: Program | None = None,
+    ) -> None:
         self.builder = builder
         self.steps = tuple(steps)
+        self.program = program
         self.fired: dict[str, int] = {}
         self._left = BUDGET
-        self._table: dict[str, list[_Indexed]] = {}
+        self._readers: dict[int, list[Node]] | None = None
+        self._candidates: dict[tuple[Any, ...], tuple[Rule, ...]] = {}
+        self._table: dict[str, list[Rule]] = {}
         for r in rules:
-            self._table.setdefault(r.pattern.op, []).append(_Indexed(r))
+            self._table.setdefault(r.pattern.op, []).append(r)
 
-    def simplest(self, t: Tensor, consumers: Sequence[Node], depth: int = 0) -> Tensor:
+    def readers_of(self, node: Node) -> Sequence[Node]:
+        """The nodes of the program that read one of its nodes; found when first asked for."""
+        if self._readers is None:
+            self._readers = {} if self.program is None else consumers_of(self.program)
+        return self._readers.get(node.id, ())
+
+    def simplest(self, t: Tensor, origin: Node | None, depth: int = 0) -> Tensor:
         """t after every rule that applies to it; bounded, whatever the rules are."""
         if depth == 0:
             self._left = BUDGET
         while depth <= DEPTH and self._left > 0:
-            replaced = self._once(t, consumers, depth)
+            replaced = self._once(t, origin, depth)
             if replaced is None:
                 break
             self._left -= 1
             t = replaced
         return t
 
-    def _once(self, t: Tensor, consumers: Sequence[Node], depth: int) -> Tensor | None:
+    def _once(self, t: Tensor, origin: Node | None, depth: int) -> Tensor | None:
         if t.node.op.stateful or len(t.node.outputs) != 1:
             return None
-        for step in self.steps:
-            made = step(Match(self, t, consumers, depth))
-            if made is not None and self._fits(made, t):
-                if WATCH.see is not None:
-                    WATCH.see(step.__name__, [(t, made)])
-                return made
-        rules = self._table.get(t.node.op.name)
-        if not rules:
+        if self.steps:
+            match = Match(self, t, origin, depth)
+            for step in self.steps:
+                made = step(match)
+                if made is not None and self._fits(made, t):
+                    if WATCH.see is not None:
+                        WATCH.see(step.__name__, [(t, made)])
+                    return made
+        if t.node.op.name not in self._table:
             return None
-        names = {i.node.op.name for i in t.node.inputs}
-        splat = any(splat_value(i) is not None for i in t.node.inputs)
-        for indexed in rules:
-            if not indexed.operators <= names or (indexed.splat and not splat):
-                continue
-            rule = indexed.rule
-            made = self._apply(rule, t, consumers, depth)
+        for rule in self._rules_for(t):
+            made = self._apply(rule, t, origin, depth)
             if made is not None and self._fits(made, t):
                 self.fired[rule.name] = self.fired.get(rule.name, 0) + 1
                 if WATCH.see is not None:
@@ -274,10 +289,24 @@ class Rewriter:
                 return made
         return None
 
-    def _apply(self, rule: Rule, t: Tensor, consumers: Sequence[Node], depth: int) -> Tensor | None:
+    def _rules_for(self, t: Tensor) -> tuple[Rule, ...]:
+        """The rules that have a chance at t, in the order of the table."""
+        operands = t.node.inputs
+        operators = [i.node.op.name for i in operands]
+        splat = any(splat_value(i) is not None for i in operands)
+        repeated = len(operands) == 2 and operands[0] is operands[1]
+        key = (t.node.op.name, splat, repeated, *operators)
+        found = self._candidates.get(key)
+        if found is None:
+            rules = self._table[t.node.op.name]
+            found = tuple(r for r in rules if _may_match(r.pattern, operators, splat, repeated))
+            self._candidates[key] = found
+        return found
+
+    def _apply(self, rule: Rule, t: Tensor, origin: Node | None, depth: int) -> Tensor | None:
         if t.dtype.kind not in rule.kinds:
             return None
-        match = Match(self, t, consumers, depth)
+        match = Match(self, t, origin, depth)
         if not matches(rule.pattern, t, match.bound):
             return None
         if rule.when is not None and not rule.when(match):
@@ -292,20 +321,36 @@ class Rewriter:
         return made is not t and made.type == t.type
 
 
+def _may_match(pattern: Apply, operators: Sequence[str], splat: bool, repeated: bool) -> bool:
+    """Whether operands made by these operators can have the form of the pattern's.
+
+    splat     whether one of them is a constant that is equal everywhere
+    repeated  whether there are two and they are the same tensor
+    """
+    args = pattern.args
+    if len(args) != len(operators):
+        return False
+    if not all(a.op in operators for a in args if isinstance(a, Apply)):
+        return False
+    if not splat and any(isinstance(a, Splat) for a in args):
+        return False
+    same = len(args) == 2 and isinstance(args[0], Var) and args[0] == args[1]
+    return repeated or not same
+
+
 def apply_rules(program: Program, rules: Iterable[Rule], steps: Sequence[Step] = ()) -> Program:
     """Walk the program once in topological order, applying the rules at every node."""
     builder = Builder()
-    rewriter = Rewriter(rules, builder, steps)
-    consumers = consumers_of(program)
+    rewriter = Rewriter(rules, builder, steps, program)
 
     def rebuild(node: Node, inputs: list[Tensor]) -> Sequence[Tensor] | None:
         if node.op.name in SHARED:
-            outputs = builder.make(node.op, (), dict(node.attrs), node.name).outputs
+            outputs = builder.apply_again(node, ()).outputs
         else:
             outputs = keep(node, inputs, builder)
         if len(outputs) != 1:
             return outputs
-        return (rewriter.simplest(outputs[0], consumers.get(node.id, ())),)
+        return (rewriter.simplest(outputs[0], node),)
 
     return rewrite(program, rebuild, builder)
 

@@ -189,7 +189,7 @@ def sides_of(rule: Rule, dtype: DType) -> Sides:
         else:
             sides.left = _build(rule.pattern, dtype, sides, {})
         rewriter = Rewriter((), builder)
-        sides.right = rewriter._apply(rule, sides.left, (), 0)
+        sides.right = rewriter._apply(rule, sides.left, None, 0)
     return sides
 
 
