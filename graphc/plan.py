@@ -2,7 +2,7 @@
 
 An ordered table of steps over buffers.  Steps before `commit` may fail and write no state; steps
 from `commit` on write variables in place and cannot fail, so a failed run changes nothing.
-Imports: kernel, types, dims, location.
+Imports: arena, kernel, types, dims, location.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from graphc.dims import Dim, DimLike, Sizes, add, evaluate, maximum
+from graphc.arena import ALIGNMENT, Slot, formula, peaks, stack, summary
+from graphc.dims import DimLike, Sizes
 from graphc.errors import RunError
 from graphc.kernel import Kernel
 from graphc.location import Location
 from graphc.types import TensorType
 
-ALIGNMENT = 64
-"""Every arena slot starts at, and is padded to, a multiple of this many bytes."""
+__all__ = ["ALIGNMENT", "BufferUse", "Check", "Plan", "Ref", "Slot", "Step", "Value"]
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Slot:
-    """A stretch of the arena shared by buffers that are never alive together."""
-
-    members: tuple[DimLike, ...]  # distinct byte sizes; the slot is as large as the largest
-
-    def bytes(self, sizes: Sizes) -> int:
-        largest = max(evaluate(m, sizes) for m in self.members)
-        return -(-largest // ALIGNMENT) * ALIGNMENT
-
-
-@dataclass(frozen=True)
 class BufferUse:
     """A buffer's place in the plan, for printing and for the overlap property test."""
 
@@ -112,14 +101,19 @@ class Plan:
 
     def arena_bytes(self, sizes: Sizes) -> int:
         """The exact size of the arena for these sizes: what a run allocates, no more, no less."""
-        return sum(slot.bytes(sizes) for slot in self.slots)
+        return stack(self.slots, [slot.bytes(sizes) for slot in self.slots])[1]
 
     def peak_formula(self) -> str:
-        """The arena's size as text, a formula in the named sizes (before padding of slots)."""
-        total: DimLike = 0
-        for slot in self.slots:
-            largest: DimLike = 0
-            for m in slot.members:
-                largest = maximum(largest, m)
-            total = add(total, largest)
-        return repr(total) if isinstance(total, Dim) else str(total)
+        """The arena's size in bytes as text, a formula in the named sizes."""
+        return formula(self.peaks())
+
+    def peak_summary(self) -> str:
+        """The same in a few words, to three digits: `12.4 MB + 0.81 MB*batch`."""
+        return summary(self.peaks())
+
+    def peaks(self) -> tuple[DimLike, ...]:
+        """Expressions in the named sizes; the largest is the arena's size.  See `arena.peaks`."""
+        found: tuple[DimLike, ...] | None = self.__dict__.get("_peaks")
+        if found is None:
+            found = self.__dict__["_peaks"] = peaks(self.slots)
+        return found

@@ -29,6 +29,7 @@ def plan_text(plan: Plan, sizes: Sizes | None = None) -> str:
         where = f"slot {b.slot:<3d} steps {b.first:4d}..{b.last:<4d}"
         lines.append(f"  {where} {size:>16} bytes  {b.name}{shared}")
     lines.append(f"peak: {plan.peak_formula()} bytes")
+    lines.append(f"that is {plan.peak_summary()}")
     if sizes is not None:
         lines.append(f"peak with these sizes: {plan.arena_bytes(sizes)} bytes")
     return "\n".join(lines) + "\n"

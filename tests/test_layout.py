@@ -21,7 +21,7 @@ call compiler default_session execution nan_guard variable_store feeds fetches s
 passes backends
 ops
 node builder graph program rewrite text parse parse_values verify
-    kernel nest plan plan_text contraction_maps
+    kernel nest arena plan plan_text contraction_maps
 types tensor_file trace
 dims constraints location
 errors flags version statistics files

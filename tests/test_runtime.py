@@ -34,7 +34,7 @@ def chain(length: int) -> Plan:
     return make_plan(
         steps=tuple(steps),
         commit=len(steps),
-        slots=(Slot((4 * N,)), Slot((4 * N, 8))),
+        slots=(Slot((4 * N,)), Slot((4 * N, 8), above=(0,))),
         inputs=(value(float32, N),),
         outputs=(value(float32, N),),
     )

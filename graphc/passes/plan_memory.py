@@ -1,11 +1,10 @@
 """Memory planning: from lowered steps to a plan with an arena, in-place reuse and a commit point.
 
-Buffers that are never alive together share a slot.  Sharing is decided by lifetimes alone, so it
-holds for every size; a slot's size is the largest of its members and the peak is a formula.  An
+Buffers that are alive together are kept apart, whatever the sizes turn out to be: see `place`.  An
 output takes over the memory of an input that dies in the same step where the kernel reads each
 element only in the iteration that writes it.  Variables are updated in place when nobody reads the
 old value later and no later step can fail; otherwise by a copy after the commit point.
-Imports: plan, kernel, operands, fuse, program.
+Imports: plan, kernel, operands, fuse, program, place, estimate.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
+from graphc.arena import Slot
 from graphc.dims import Dim, DimLike
 from graphc.errors import RunError
 from graphc.kernel import (
@@ -31,11 +31,13 @@ from graphc.kernel import (
     sizes_of,
 )
 from graphc.node import Tensor
-from graphc.passes.estimate import typical
+from graphc.passes.estimate import Estimate
 from graphc.passes.fuse import Fusion
 from graphc.passes.in_place import may_share
 from graphc.passes.operands import CheckSite, LoweredStep, Value, value_bytes
-from graphc.plan import BufferUse, Check, Plan, Ref, Slot, Step
+from graphc.passes.place import Block, keep_longer, place
+from graphc.passes.wait import find_waits
+from graphc.plan import BufferUse, Check, Plan, Ref, Step
 from graphc.plan import Value as Border
 from graphc.types import DType
 
@@ -46,9 +48,32 @@ FIXED = ("constant", "random_key")
 """Leaves whose value is known and lies in memory."""
 
 
-def plan_memory(fusion: Fusion, steps: Sequence[LoweredStep], blocks_of: BlocksOf) -> Plan:
-    """Place every value and tie the steps together."""
-    return _Planner(fusion, list(steps), blocks_of).plan()
+def plan_memory(
+    fusion: Fusion,
+    steps: Sequence[LoweredStep],
+    blocks_of: BlocksOf,
+    estimate: Estimate | None = None,
+) -> Plan:
+    """Place every value and tie the steps together; well for the sizes that are estimated."""
+    return _Planner(fusion, list(steps), estimate or Estimate()).plan(blocks_of)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A value in the arena, and when it is alive."""
+
+    value: Value
+    first: int
+    last: int
+
+
+def lifetimes(
+    fusion: Fusion, steps: Sequence[LoweredStep], estimate: Estimate
+) -> tuple[list[Block], list[Use]]:
+    """The blocks of memory that the steps need in this order, and every value in them."""
+    planner = _Planner(fusion, list(steps), estimate)
+    planner.find_blocks()
+    return planner.blocks, [Use(p.value, p.first, p.last) for p in planner.places]
 
 
 @dataclass(eq=False)
@@ -56,39 +81,40 @@ class _Place:
     """A value that lives in the arena."""
 
     value: Value
-    slot: int
+    block: int
     first: int
     last: int
     in_place_of: str = ""
 
 
 class _Planner:
-    def __init__(self, fusion: Fusion, steps: list[LoweredStep], blocks_of: BlocksOf) -> None:
+    def __init__(self, fusion: Fusion, steps: list[LoweredStep], estimate: Estimate) -> None:
         self.fusion = fusion
+        self.estimate = estimate
         self.program = fusion.program
         self.steps = steps
-        self.blocks_of = blocks_of
         self.refs: dict[int, Ref] = {}
         self.constants: list[np.ndarray[Any, Any]] = []
         self.variables = self.program.variables()
         self.copies: list[tuple[Value, int]] = []  # (value, variable number)
-        self.slots: list[dict[DimLike, None]] = []
+        self.blocks: list[Block] = []
+        self.block_bytes: list[DimLike] = []
+        self.slots: list[Slot] = []
+        self.slot_of: list[int] = []  # by block
         self.places: list[_Place] = []
         self._bytes: dict[int, DimLike] = {}
 
-    def plan(self) -> Plan:
-        self._place_borders()
-        self._place_constants()
-        self._place_updates()
+    def plan(self, blocks_of: BlocksOf) -> Plan:
+        self.find_blocks()
         self._place_slots()
         rows = self._rows()
         commit = self._commit()
-        kernels, table = self._table(rows)
+        kernels, table = self._table(rows, blocks_of)
         return Plan(
             kernels,
             table,
             commit,
-            tuple(Slot(tuple(s)) for s in self.slots),
+            tuple(self.slots),
             tuple(_border(t) for t in self.program.inputs),
             tuple(_border(t) for t in self.program.fetches),
             tuple(_border(t) for t in self.variables),
@@ -153,7 +179,11 @@ class _Planner:
 
     # ---- the arena
 
-    def _place_slots(self) -> None:
+    def find_blocks(self) -> None:
+        """Give every value its place outside the arena, or a block of it for its lifetime."""
+        self._place_borders()
+        self._place_constants()
+        self._place_updates()
         last: dict[int, int] = {}
         for i, s in enumerate(self.steps):
             for value in s.args:
@@ -161,22 +191,26 @@ class _Planner:
         end = len(self.steps)
         for value, _ in self.copies:
             last[id(value)] = end
-        ends: dict[int, list[_Place]] = {}
-        free = _FreeSlots()
         alive: dict[int, _Place] = {}
         for i, s in enumerate(self.steps):
             taken: set[int] = set()
             for j, value in enumerate(s.args):
-                if id(value) in self.refs or id(value) in alive:
-                    continue
-                place = self._allocate(i, s, j, last, alive, free, taken)
-                alive[id(value)] = place
-                ends.setdefault(last[id(value)], []).append(place)
-            for place in ends.get(i, ()):
-                if id(place.value) not in taken:
-                    free.put(place.slot, self.slots[place.slot], self._bytes_of(place.value))
+                if id(value) not in self.refs and id(value) not in alive:
+                    alive[id(value)] = self._allocate(i, s, j, last, alive, taken)
+
+    def _place_slots(self) -> None:
+        """A slot for each block."""
         for p in self.places:
-            self.refs[id(p.value)] = Ref("slot", p.slot)
+            self.refs[id(p.value)] = Ref("slot", p.block)
+        blocks = keep_longer(self.blocks, find_waits(self._rows(), ()))
+        placing = place(blocks, self.blocks)
+        self.slot_of = [0] * len(self.blocks)
+        for number, block in enumerate(placing.order):
+            self.slot_of[block] = number
+            above = tuple(self.slot_of[b] for b in placing.above[block])
+            self.slots.append(Slot((self.block_bytes[block],), above))
+        for p in self.places:
+            self.refs[id(p.value)] = Ref("slot", self.slot_of[p.block])
 
     def _bytes_of(self, value: Value) -> DimLike:
         found = self._bytes.get(id(value))
@@ -191,7 +225,6 @@ class _Planner:
         j: int,
         last: dict[int, int],
         alive: dict[int, _Place],
-        free: _FreeSlots,
         taken: set[int],
     ) -> _Place:
         value = step.args[j]
@@ -202,17 +235,16 @@ class _Planner:
                 continue
             if self._bytes_of(old) == size and self._in_place(step, old, value):
                 taken.add(id(old))
-                place = _Place(value, dying.slot, i, last[id(value)], _name(old))
-                self.places.append(place)
-                return place
-        slot = free.take(size)
-        if slot is None:
-            slot = len(self.slots)
-            self.slots.append({})
-        self.slots[slot][size] = None
-        place = _Place(value, slot, i, last[id(value)])
-        self.places.append(place)
-        return place
+                self.blocks[dying.block].last = last[id(value)]
+                return self._add(value, dying.block, i, last[id(value)], _name(old))
+        self.blocks.append(Block(self.estimate.of(size), i, last[id(value)]))
+        self.block_bytes.append(size)
+        return self._add(value, len(self.blocks) - 1, i, last[id(value)])
+
+    def _add(self, value: Value, block: int, first: int, last: int, old: str = "") -> _Place:
+        made = _Place(value, block, first, last, old)
+        self.places.append(made)
+        return made
 
     # ---- the table
 
@@ -238,11 +270,11 @@ class _Planner:
         return rows
 
     def _table(
-        self, rows: Sequence[tuple[LoweredStep, tuple[Ref, ...]]]
+        self, rows: Sequence[tuple[LoweredStep, tuple[Ref, ...]]], blocks_of: BlocksOf
     ) -> tuple[tuple[Kernel, ...], tuple[Step, ...]]:
         kernels: dict[Kernel, int] = {}
         canonical: dict[int, tuple[int, tuple[Dim, ...], DimLike]] = {}
-        waits = _waits(rows)
+        waits = find_waits(rows, self.slots)
         steps = []
         for (s, refs), wait in zip(rows, waits, strict=True):
             found = canonical.get(id(s.kernel))
@@ -251,7 +283,7 @@ class _Planner:
                 names = {d: _size_name(i) for i, d in enumerate(sizes)}
                 kernel = rename_sizes(s.kernel, names)
                 number = kernels.setdefault(kernel, len(kernels))
-                found = (number, sizes, self.blocks_of(s.kernel))
+                found = (number, sizes, blocks_of(s.kernel))
                 canonical[id(s.kernel)] = found
             number, sizes, blocks = found
             steps.append(Step(number, refs, s.writes, sizes, blocks, wait, s.label, s.locs))
@@ -260,7 +292,12 @@ class _Planner:
     def _uses(self) -> tuple[BufferUse, ...]:
         return tuple(
             BufferUse(
-                _name(p.value), p.slot, self._bytes_of(p.value), p.first, p.last, p.in_place_of
+                _name(p.value),
+                self.slot_of[p.block],
+                self._bytes_of(p.value),
+                p.first,
+                p.last,
+                p.in_place_of,
             )
             for p in self.places
         )
@@ -273,60 +310,6 @@ def _size_name(i: int) -> Dim:
     while len(_size_names) <= i:
         _size_names.append(dims.symbol(f"s{len(_size_names)}"))
     return _size_names[i]
-
-
-class _FreeSlots:
-    """Slots nobody uses now: found by equal size first, then by similar size."""
-
-    def __init__(self) -> None:
-        self.free: set[int] = set()
-        self.by_size: dict[DimLike, list[int]] = {}
-        self.by_class: dict[int, list[int]] = {}
-
-    def put(self, slot: int, members: dict[DimLike, None], size: DimLike) -> None:
-        self.free.add(slot)
-        self.by_size.setdefault(size, []).append(slot)
-        largest = max(typical(m) for m in members)
-        self.by_class.setdefault(largest.bit_length(), []).append(slot)
-
-    def take(self, size: DimLike) -> int | None:
-        found = self._pop(self.by_size.get(size))
-        if found is None:
-            near = typical(size).bit_length()
-            for k in (near, near + 1, near - 1):
-                found = self._pop(self.by_class.get(k))
-                if found is not None:
-                    break
-        return found
-
-    def _pop(self, stack: list[int] | None) -> int | None:
-        while stack:
-            slot = stack.pop()
-            if slot in self.free:
-                self.free.discard(slot)
-                return slot
-        return None
-
-
-def _waits(rows: Sequence[tuple[LoweredStep, tuple[Ref, ...]]]) -> list[int]:
-    """Where a step must wait: it touches what was written, or overwrites what was read, since
-    the last wait."""
-    waits: list[int] = []
-    start = 0
-    written: set[Ref] = set()
-    read: set[Ref] = set()
-    for i, (s, refs) in enumerate(rows):
-        outs = {refs[w] for w in s.writes}
-        ins = {r for r in refs if r not in outs and r.kind not in ("fault", "constant", "input")}
-        if ins & written or outs & written or outs & read:
-            waits.append(start)
-            start = i
-            written, read = set(), set()
-        else:
-            waits.append(-1)
-        written |= outs
-        read |= ins
-    return waits
 
 
 # ---- small parts -------------------------------------------------------------------------------

@@ -15,36 +15,39 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from graphc.passes.estimate import typical
+from graphc.passes.estimate import Estimate
 from graphc.passes.fuse import Fusion
 from graphc.passes.operands import LoweredStep, Value, value_bytes
 
 
-def schedule(fusion: Fusion, steps: Sequence[LoweredStep]) -> list[LoweredStep]:
-    """The steps in the order in which they should run."""
+def schedule(
+    fusion: Fusion, steps: Sequence[LoweredStep], estimate: Estimate | None = None
+) -> list[LoweredStep]:
+    """The steps in the order in which they should run, for the sizes that are estimated."""
     given = list(steps)
     if len(given) < 3:
         return given
-    sizes = _Sizes()
+    sizes = _Sizes(estimate or Estimate())
     greedy = _Scheduler(fusion, given, sizes).order()
     return greedy if peak(fusion, greedy, sizes) < peak(fusion, given, sizes) else given
 
 
 class _Sizes:
-    """Bytes of values at typical sizes, worked out once."""
+    """Estimated bytes of values, worked out once."""
 
-    def __init__(self) -> None:
+    def __init__(self, estimate: Estimate) -> None:
+        self._estimate = estimate
         self._found: dict[int, int] = {}
 
     def of(self, value: Value) -> int:
         found = self._found.get(id(value))
         if found is None:
-            found = self._found[id(value)] = typical(value_bytes(value))
+            found = self._found[id(value)] = self._estimate.of(value_bytes(value))
         return found
 
 
 def peak(fusion: Fusion, steps: Sequence[LoweredStep], sizes: _Sizes) -> int:
-    """The most bytes of values made by steps that are alive at once, at typical sizes."""
+    """The most bytes of values made by steps that are alive at once, as estimated."""
     last: dict[int, int] = {}
     for i, s in enumerate(steps):
         for v in s.args:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.plan import ALIGNMENT
+from graphc.arena import ALIGNMENT
 
 Array = np.ndarray[Any, Any]
 

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graphc.arena import ALIGNMENT, stack
 from graphc.backends.llvm.driver import HEADER_WORDS, STEP_WORDS
 from graphc.backends.llvm.memory import Array, OutputPool, address_of, aligned_bytes, aligned_copy
 from graphc.backends.llvm.team import release
 from graphc.dims import Atom, Dim, DimLike, Sizes, evaluate
 from graphc.errors import SizeError
 from graphc.kernel import Contraction, Kernel, sizes_of
-from graphc.plan import ALIGNMENT, Plan, Ref, Step
+from graphc.plan import Plan, Ref, Step
 
 Words = npt.NDArray[np.int64]
 
@@ -125,7 +126,7 @@ class PlanTables:
         if max(evaluated, default=0) > MAX_SIZE:
             raise SizeError(f"a size of {max(evaluated)} elements is more than memory can hold")
         values = np.array(evaluated, np.int64)
-        slots = self._slot_bytes(values)
+        starts, arena_bytes = stack(self.plan.slots, self._slot_bytes(values).tolist())
         blocks = values[self._blocks]
         work = np.prod(values[self._work].astype(np.float64), axis=1) * self._scale
         shared = float(work[blocks > 1].sum())
@@ -152,8 +153,8 @@ class PlanTables:
             places=places,
             inside=self._inside(places),
             slot_args=places.args + self._slot_args[0],
-            slot_offsets=(np.cumsum(slots) - slots)[self._slot_args[1]],
-            arena_bytes=int(slots.sum()),
+            slot_offsets=np.array(starts, np.int64)[self._slot_args[1]],
+            arena_bytes=arena_bytes,
             work=float(work.sum()),
             outputs=[
                 OutputPool(tuple(int(values[i]) for i in shape), v.type.dtype.numpy)
