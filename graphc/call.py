@@ -1,6 +1,6 @@
 """One combination of fetches and feeds of a session, ready to run.
 
-Imports: execution, feeds, fetches, node.
+Imports: execution, feeds, fetches, node; the native entry's modules when there is one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from graphc.node import Tensor
 
 if TYPE_CHECKING:
     from graphc.backends.llvm.entry import NativeEntry
+    from graphc.backends.llvm.run_table import Record
 
 Array = np.ndarray[Any, Any]
 
@@ -43,6 +44,7 @@ class Call:
         self.slow_runs = 0
         self.native: Callable[..., Any] | None = None  # does what `Session._results` does
         self.native_entry: NativeEntry | None = None
+        self.records: dict[type, Record] = {}  # what the native `run` knows it by
         unique = {id(t): i for i, t in enumerate(tensors_of(flat))}
         seen: set[int] = set()
         picks: list[tuple[int, bool]] = []
@@ -57,6 +59,24 @@ class Call:
     def make_entry(self, slow: Callable[..., Any], form: str) -> NativeEntry | None:
         """What takes over from `slow`, which does this call, where that is possible."""
         return native_entry(self.entry, slow, len(self.fed), self.results, form, self.order)
+
+    def record_of(self, fetches: Any) -> Record | None:
+        """What the native `run` recognises it by, written like this; None where it cannot."""
+        kind = type(fetches)
+        record = self.records.get(kind)
+        if record is None and self.native_entry and not any(again for _, again in self.picks):
+            from graphc.backends.llvm.run_table import Record
+
+            form = kind.__name__ if kind in (list, tuple) else "bare"
+            results = [i for i, _ in self.picks]
+            record = Record(form, self.flat, self.fed, results, self.native_entry)
+            self.records[kind] = record
+        return record
+
+    def was_used(self) -> bool:
+        """Whether the native `run` has run it since this was asked last."""
+        used = [r.was_used() for r in self.records.values()]  # asks each
+        return any(used)
 
     def arrays(self, values: Iterable[Any]) -> list[Array]:
         """The inputs of the program from the values fed."""

@@ -225,7 +225,10 @@ def native_entry(
     if entry.device != "cpu":
         return None
     from graphc.backends.llvm.entry import NativeEntry  # only now: it loads LLVM
+    from graphc.backends.llvm.entry_function import native_function
 
+    if native_function() is None:
+        return None
     return NativeEntry(slow, inputs, outputs, form, not entry.program.updates, order)
 
 

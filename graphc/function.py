@@ -3,22 +3,26 @@
 A function is a program of its own, run on the variables of the default session, or, outside any
 session, of a session that the graph keeps for its functions.  There variables need no initializer:
 one that has no value takes its initial value when it is first used.
-Imports: session, execution, function_inputs, passes.resolve_state, ops.
+Imports: session, default_session, execution, function_inputs, native_self, passes.resolve_state,
+ops.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graphc import feeds
+from graphc.default_session import Gate, default_gate, settings_gate
 from graphc.errors import FeedError, GraphTypeError, UnusedInputError
 from graphc.execution import Entry, native_entry
 from graphc.fetches import Rebuild, flatten_fetches, form_of, require_out, write_out
 from graphc.function_inputs import In, Out, Parameters, is_fed_by
 from graphc.graph import Graph, get_default_graph
+from graphc.native_self import NativeSelf, Table, take_over
 from graphc.node import Node, Tensor, topological
 from graphc.ops.define import as_tensor
 from graphc.ops.state import Variable
@@ -45,7 +49,7 @@ class _Native:
         self.function = entry.function()
 
 
-class Function:
+class Function(NativeSelf):
     """A compiled function: call it with values for its inputs.  See `function`."""
 
     def __init__(
@@ -78,6 +82,7 @@ class Function:
         _check_used(name, self.program, tensors, on_unused_input)
         self._entries: dict[tuple[str, bool], Entry] = {}
         self._slow_runs = 0
+        self._native_table = _empty_table
         self._native: _Native | None = None
         if "out" in self._parameters.positions:
             self._form = None
@@ -107,14 +112,33 @@ class Function:
         results in; it is then what is returned.  After an error it holds anything.
         Raises FeedTypeError (a TypeError) for a missing, extra, unknown or narrowed argument.
         """
+        gate = self._gate()
         session = self._session or session_of(self.graph)
-        native = self._native
-        if native is not None and native.session() is session and native.guard == session.nan_guard:
-            if self._form is not None:
-                return native.function(*args, **kwargs)
-            if not kwargs:
-                return self._rebuild(native.function(*args))
+        native = self._native_in(session)
+        if native is not None:
+            native.entry.require(*gate)
+            if self._form is None:
+                if not kwargs:
+                    return self._rebuild(native.function(*args))
+            elif len(args) != len(self._inputs) or kwargs.keys() - {"out"}:
+                return self._run_bound(args, kwargs)
         return self._run(session, args, kwargs)
+
+    def _gate(self) -> Gate:
+        """What is open while a call would run in the session it runs in now, and as it does now."""
+        return settings_gate() if self._session is not None else default_gate()
+
+    def _native_in(self, session: Session) -> _Native | None:
+        native = self._native
+        if native is None or native.session() is not session or native.guard != session.nan_guard:
+            return None
+        return native
+
+    def _run_bound(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call again with every input by position, as the native entry has them."""
+        given = dict(kwargs)
+        out = {"out": given.pop("out")} if "out" in given else {}
+        return self(*self._parameters.bound(args, given), **out)
 
     def _run(self, session: Session, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         out = None
@@ -140,25 +164,34 @@ class Function:
 
     def _native_for(self, session: Session, entry: Entry) -> NativeEntry | None:
         """What to tell of a run in this session; made when a session has seen a few."""
-        native = self._native
-        if native is not None and native.session() is session and native.guard == entry.guard:
+        native = self._native_in(session)
+        if native is not None:
             return native.entry
         self._slow_runs += 1
         if self._slow_runs % NATIVE_AFTER:
             return None
-        this = weakref.ref(self)  # which is called, and so lives, whenever `slow` is
-
-        def slow(*args: Any, **kwargs: Any) -> Any:
-            function = this()
-            assert function is not None
-            run = function._run if function._form is not None else function._results
-            return run(function.session, args, kwargs)
-
         sizes = len(self._inputs), self._visible
-        made = native_entry(entry, slow, *sizes, self._form or "list")
+        if self._form is None:
+            made = native_entry(entry, self._slow_results(), *sizes, "list")
+        else:
+            made = native_entry(entry, _python_call, *sizes, self._form)
         if made is not None:
             self._native = _Native(session, made)
+            if self._form is not None:
+                self._native_table = made
+                _take_over_calls()
         return made
+
+    def _slow_results(self) -> Callable[..., list[Any]]:
+        """`_results` in the session of the moment, without keeping this function alive."""
+        this = weakref.ref(self)  # which is called, and so lives, whenever the callable is
+
+        def slow(*args: Any) -> list[Any]:
+            function = this()
+            assert function is not None
+            return function._results(function.session, args, {})
+
+        return slow
 
     def copy(
         self,
@@ -217,6 +250,22 @@ class Function:
     def __repr__(self) -> str:
         listed = ", ".join(i.name for i in self._inputs)
         return f"<Function {self.name}({listed})>"
+
+
+_python_call = Function.__call__
+_call_doc = f"__call__($self, *args, **kwargs)\n--\n\n{_python_call.__doc__}"
+_empty_table = Table.of(-1, 0, 0, 0, id(_python_call))
+"""The native `__call__` recognises nothing by it."""
+
+
+def _take_over_calls() -> None:
+    """Make `__call__` native: there is an entry for it to find."""
+    from graphc.backends.llvm.entry_function import native_function
+
+    native = native_function()
+    assert native is not None
+    make = functools.partial(native.method, Function, "__call__", "call", _call_doc)
+    take_over(Function, "__call__", _python_call, make)
 
 
 def function(

@@ -82,10 +82,11 @@ class Parameters:
         """One array per input; raises FeedTypeError as Python does for its own functions."""
         values = args
         if kwargs or len(args) != len(self.inputs):
-            values = self._bound(args, kwargs)
+            values = self.bound(args, kwargs)
         return [self._convert(i, v) for i, v in zip(self.inputs, values, strict=True)]
 
-    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    def bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """One value per input; raises FeedTypeError."""
         count = len(self.inputs)
         if len(args) > count:
             raise FeedTypeError(

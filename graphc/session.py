@@ -8,11 +8,12 @@ passes.resolve_state.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from graphc.default_session import (
     get_default_session,
     push_default_session,
     remove_default_session,
+    settings_changed,
 )
 from graphc.errors import (
     FeedError,
@@ -35,6 +37,7 @@ from graphc.errors import (
 from graphc.execution import COMPILERS, Entry, RunOptions
 from graphc.fetches import Fetch, Rebuild, flatten_fetches, form_of, require_out, write_out
 from graphc.graph import Graph, GraphKeys, get_default_graph
+from graphc.native_self import NativeSelf, Table, take_over
 from graphc.node import Node, Tensor, topological
 from graphc.ops.state import Variable
 from graphc.passes.resolve_state import resolve_state
@@ -42,6 +45,7 @@ from graphc.variable_store import VariableStore
 
 if TYPE_CHECKING:
     from graphc.backends.llvm.entry import NativeEntry
+    from graphc.backends.llvm.run_table import RunTable
 
 __all__ = ["COMPILERS", "RunOptions", "Session", "get_default_session"]
 
@@ -58,7 +62,7 @@ def _no_entry() -> NativeEntry | None:
     return None
 
 
-class Session:
+class Session(NativeSelf):
     """Runs a graph and holds the values of its variables.
 
     graph      the graph to run (default: the default graph now)
@@ -85,12 +89,26 @@ class Session:
         self.graph = graph or get_default_graph()
         self.threads = threads or flags.THREADS.value or _cores()
         self.device = device
-        self.nan_guard = bool(nan_guard)
+        self._nan_guard = bool(nan_guard)
         self.variables = VariableStore(self.graph)
         self._calls: dict[Any, Call] = {}
         self._clock = itertools.count()
         self._lock = threading.RLock()
         self._entered = threading.local()
+        self._native_table = _empty_table
+        self._run_table: RunTable | None = None
+
+    @property
+    def nan_guard(self) -> bool:
+        """Whether every run fails in which a fetch or an update is not finite."""
+        return self._nan_guard
+
+    @nan_guard.setter
+    def nan_guard(self, value: bool) -> None:
+        self._nan_guard = bool(value)
+        settings_changed()
+        with self._lock:
+            self._forget(self._calls.values())
 
     # ---- running
 
@@ -115,7 +133,7 @@ class Session:
         if not (feed_dict is None or type(feed_dict) is dict or isinstance(feed_dict, Mapping)):
             raise FeedTypeError(f"feed_dict is a dict of values by tensor, not {feed_dict!r:.60}")
         fed = tuple(map(id, feed_dict)) if feed_dict else ()
-        guard = self.nan_guard if options is None else self._guarded(options)
+        guard = self._nan_guard if options is None else self._guarded(options)
         call = self._calls.get((fetched, fed, guard))
         values = feed_dict.values() if feed_dict else ()
         if call is None:
@@ -123,6 +141,7 @@ class Session:
             return rebuild(self._run_call(call, values, options))
         if call.native is not None and options is None:
             call.used = next(self._clock)
+            self._recognise(call, fetches)
             out = call.native(*values)
             if not call.straight:
                 out = call.values(out)
@@ -237,7 +256,7 @@ class Session:
         if native is not None:
             writes = bool(compiled.written)
             state = compiled.ids, writes, self.variables
-            native.note(compiled.executable, sizes, arrays, *state)
+            native.note(compiled.executable, sizes, arrays, *state, self.threads)
         return results
 
     def _make_native(self, call: Call) -> None:
@@ -252,6 +271,24 @@ class Session:
         call.native_entry = call.make_entry(slow, "list")
         if call.native_entry is not None:
             call.native = call.native_entry.function()
+
+    def _recognise(self, call: Call, fetches: Any) -> None:
+        """Let the native `run` find this call, written like this."""
+        record = call.record_of(fetches)
+        if record is None or (self._run_table is not None and record in self._run_table):
+            return
+        with self._lock:
+            if self._run_table is None:
+                self._run_table = self._native_table = _new_run_table()
+            if call.entry.guard == self._nan_guard and call in self._calls.values():
+                self._run_table.add(record)
+
+    def _forget(self, calls: Iterable[Call]) -> None:
+        """Let the native `run` find these calls no more."""
+        if self._run_table is not None:
+            for call in calls:
+                for record in call.records.values():
+                    self._run_table.remove(record)
 
     # ---- compiling
 
@@ -281,8 +318,16 @@ class Session:
         call.used = next(self._clock)
         self._calls[key] = call
         if len(self._calls) > CALL_CACHE_SIZE:
-            del self._calls[min(self._calls, key=lambda k: self._calls[k].used)]
+            self._evict()
         return call
+
+    def _evict(self) -> None:
+        """Drop the call that has not been used for longest."""
+        for call in self._calls.values():
+            if call.was_used():
+                call.used = next(self._clock)
+        key = min(self._calls, key=lambda k: self._calls[k].used)
+        self._forget([self._calls.pop(key)])
 
     def _feed_keys(self, feed_dict: Mapping[Any, Any] | None) -> tuple[Tensor, ...]:
         if feed_dict is None:
@@ -353,6 +398,7 @@ class Session:
         """
         self.variables.close()
         with self._lock:
+            self._forget(self._calls.values())
             self._calls.clear()
 
     def _check_open(self) -> None:
@@ -384,6 +430,24 @@ class Session:
                 yield self
         finally:
             remove_default_session(self)
+
+
+_python_run = Session.run
+_run_doc = f"run($self, fetches, feed_dict=None, options=None)\n--\n\n{_python_run.__doc__}"
+_empty_table = Table.of(id(_python_run), *[0] * 17)
+"""The native `run` finds nothing in it."""
+
+
+def _new_run_table() -> RunTable:
+    """A table for the native `run`, which is the method from now on."""
+    from graphc.backends.llvm.entry_function import native_function
+    from graphc.backends.llvm.run_table import RunTable
+
+    native = native_function()
+    assert native is not None  # there is an entry to be found
+    make = functools.partial(native.method, Session, "run", "run_session", _run_doc)
+    take_over(Session, "run", _python_run, make)
+    return RunTable(_python_run)
 
 
 def unfed_placeholder(roots: Sequence[Node], fed: Sequence[Tensor]) -> Tensor | None:

@@ -524,10 +524,42 @@ def test_more_sizes_than_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(entry._seen) <= SHAPES_NOTED + 1
 
 
-def test_large_programs_are_left_alone(slow: SlowRuns) -> None:
+def test_large_results_come_from_the_pool(slow: SlowRuns) -> None:
+    s, x, y = affine()
+    called = s.make_callable([y, gx.sum(x)], [x])
+    many = np.arange(1 << 17, dtype="f4")
+    warm(called, many)
+    assert slow.of(lambda: called(many)) == 0
+    addresses = {called(many)[0].ctypes.data for _ in range(10)}
+    assert len(addresses) <= 3
+    kept = [called(many + i) for i in range(5)]
+    for i, (result, _) in enumerate(kept):
+        np.testing.assert_array_equal(result, (many + i) * 2 + 1)
+    out = np.zeros_like(many)
+    single = s.make_callable(y, [x])
+    warm(single, many)
+    assert slow.of(lambda: single(many, out=out)) == 0
+    np.testing.assert_array_equal(out, many * 2 + 1)
+
+
+def test_workers_take_part(slow: SlowRuns) -> None:
+    x = gx.placeholder("f32", (None, None), name="x")
+    y = gx.exp(gx.sin(x)) @ gx.transpose(x)
+    values = np.random.default_rng(0).normal(size=(150, 140)).astype("f4")
+    results = []
+    for threads in (1, 3):
+        called = gx.Session(threads=threads).make_callable(y, [x])
+        warm(called, values)
+        assert slow.of(lambda c=called: c(values)) == 0
+        results += [called(values) for _ in range(20)]
+    assert all((r == results[0]).all() for r in results)
+
+
+def test_long_programs_are_left_alone(slow: SlowRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry_module, "MOST_WORK", 1000)
     s, x, y = affine()
     called = s.make_callable(y, [x])
-    many = np.zeros(1 << 17, "f4")
+    many = np.zeros(2000, "f4")
     warm(called, many)
     assert slow.of(lambda: called(many)) == 1
 

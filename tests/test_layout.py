@@ -22,7 +22,7 @@ passes backends
 ops
 node builder graph program rewrite text parse parse_values verify
     kernel nest arena plan plan_text contraction_maps
-types tensor_file trace
+types tensor_file trace native_self
 dims constraints location
 errors flags version statistics files
 """

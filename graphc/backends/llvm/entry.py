@@ -3,12 +3,13 @@
 A `NativeEntry` begins with a slow callable and knows no shapes; `call` then does what the slow one
 does.  Shapes that come again and again get a case: tables of their own, which the one native
 function of the process recognises and runs.  A new size therefore compiles nothing.  Only runs
-on one thread that need little memory get cases; the others would gain nothing.
-Imports: entry_text, entry_function, executable, tables, memory.
+that are short and need little memory get cases; the others would gain nothing.
+Imports: entry_text, entry_function, executable, tables, memory, native_self.
 """
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -17,11 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from graphc.backends.llvm import entry_text as at
-from graphc.backends.llvm.entry_function import Table, kind_of, native_function
+from graphc.backends.llvm.entry_function import kind_of, native_function
 from graphc.backends.llvm.executable import LLVMExecutable
 from graphc.backends.llvm.memory import RECYCLED_BYTES, Array, address_of
 from graphc.backends.llvm.tables import Context, Layout, Words
 from graphc.dims import Sizes
+from graphc.native_self import Table
 
 FORMS = ("bare", "list", "tuple")
 """Forms of a result: the only output itself, or all of them in a list or a tuple."""
@@ -40,10 +42,13 @@ CASE_BYTES = 1 << 20
 LONG_WORK = 16384
 """Element operations, some tens of microseconds, from which a run lets other threads go on."""
 
+MOST_WORK = 1 << 24
+"""Element operations, some milliseconds, from which the cost of a call no longer shows."""
+
 STEP_WORK = 64
 """What starting a step costs, in element operations."""
 
-MAX_RANK = at.ROW_WORDS - at.DIMS_AT
+MAX_RANK = at.MAKER_AT - at.DIMS_AT
 
 
 class Store(Protocol):
@@ -75,8 +80,10 @@ class NativeEntry(Table):
         "_added",
         "_cases",
         "_evicted",
+        "_gate_owner",
         "_lock",
         "_order",
+        "_picks",
         "_retired",
         "_seen",
         "_slow",
@@ -100,14 +107,25 @@ class NativeEntry(Table):
         self._evicted = 0
         self._lock = threading.Lock()
         native = native_function()
-        constants = native.words if native is not None else [0]
+        number = FORMS.index(form)
+        self._picks = np.array([number, outputs, *range(outputs)])
+        self._gate_owner: Any = None
         self.words = np.zeros(at.ENTRY_WORDS + CASES, np.int64)
-        self.words[: 5 + len(constants)] = [
-            *(inputs, outputs, FORMS.index(form), 0, id(slow)),
-            *constants,
-        ]
+        self.words[:5] = inputs, outputs, number, 0, id(slow)
+        if native is not None:
+            self.words[5 : 5 + len(native.words)] = native.words
+        self.words[at.PICKS_WORD] = address_of(self._picks)
         if not takes_out:
             self.words[at.OUT_WORD] = 0
+
+    def require(self, word: ctypes.c_int64, wanted: int, thread: int = 0) -> None:
+        """Do what `slow` does only while `word` holds `wanted`, and only in this thread.
+
+        thread  as `threading.get_ident` tells it; 0 for every thread
+        """
+        address = ctypes.addressof(word)
+        self.words[at.GATE_WORD : at.GATE_WORD + 3] = address, wanted, thread
+        self._gate_owner = word
 
     def function(self) -> Callable[..., Any]:
         """A Python function that does what `slow` does and keeps this entry alive."""
@@ -122,11 +140,13 @@ class NativeEntry(Table):
         ids: Sequence[int],
         writes: bool,
         store: Store,
+        threads: int,
     ) -> None:
         """`slow` has run the program on these inputs; their shapes may be worth a case.
 
         ids     the variables of the program, by the numbers `store` knows them by
         writes  whether it writes any
+        threads how many the run could use
         """
         shapes = tuple([a.shape for a in arrays])
         if len(self._seen) > SHAPES_NOTED:
@@ -135,8 +155,10 @@ class NativeEntry(Table):
         self._seen[shapes] = calls
         if calls >= CALLS_BEFORE << min(self._evicted // CASES, 16) and self._lock.acquire(False):
             try:
-                possible = native_function() is not None and self._install(
-                    executable, sizes, shapes, ids, writes, store
+                native = native_function()
+                helpers = min(native.adopt_team(), threads - 1) if native is not None else 0
+                possible = native is not None and self._install(
+                    executable, sizes, shapes, ids, writes, store, helpers
                 )
                 self._seen[shapes] = 0 if possible else -sys.maxsize
             finally:
@@ -150,6 +172,7 @@ class NativeEntry(Table):
         ids: Sequence[int],
         writes: bool,
         store: Store,
+        helpers: int,
     ) -> bool:
         """Make a case for these shapes; False if they can have none."""
         inputs, outputs = self.words[:2]
@@ -161,6 +184,7 @@ class NativeEntry(Table):
             return False
         layout = executable.layout(sizes)
         long = layout.work + STEP_WORK * len(plan.steps) >= LONG_WORK
+        helpers = helpers if layout.parallel else 0
         if not _worthwhile(executable, layout) or (long and ids):
             return False  # a long run lets go of the GIL, which alone keeps writers away
         found = store.snapshot(ids, writes)
@@ -168,9 +192,9 @@ class NativeEntry(Table):
             return True
         address, wanted, owner, state = found
         old = next((c for c in self._cases if c.shapes == shapes), None)
-        if old is None or old.wanted != wanted:
+        if old is None or (old.wanted, old.helpers) != (wanted, helpers):
             header = [0, address, wanted]
-            case = _Case(executable, layout, shapes, self._order, header, state, long)
+            case = _Case(executable, layout, shapes, self._order, header, state, long, helpers)
             case.owner = owner
             self._put(case, old)
         return True
@@ -205,18 +229,21 @@ class _Case:
         gate: Sequence[int],
         state: Sequence[Array],
         long: bool,
+        helpers: int,
     ) -> None:
         plan = executable.plan
         self.shapes = shapes
         self.wanted = gate[2]
-        self._held = (executable, state, layout)
+        self.helpers = helpers
+        makers = [p.maker if p.bytes >= RECYCLED_BYTES else None for p in layout.outputs]
+        self._held = (executable, state, layout, makers)
         self._context = Context(layout)
         borders = self._context.address + 8 * layout.places.borders
         first = len(plan.inputs) + len(state)
         rows = [_row(shapes[i], plan.inputs[i].type.dtype.numpy, i) for i in _inverse(order)]
         for j, pool in enumerate(layout.outputs):
-            rows.append(_row(pool.shape, pool.dtype, first + j))
-        header = [*gate, self._context.address, borders, int(long), first]
+            rows.append(_row(pool.shape, pool.dtype, first + j, makers[j]))
+        header = [*gate, self._context.address, borders, int(long), first, helpers, any(makers)]
         self.words: Words = np.zeros(at.CASE_WORDS + at.ROW_WORDS * len(rows), np.int64)
         self.words[: len(header)] = header
         self.words[at.CASE_WORDS :] = [word for row in rows for word in row]
@@ -229,10 +256,13 @@ def _inverse(order: Sequence[int]) -> list[int]:
     return sorted(range(len(order)), key=lambda i: order[i])
 
 
-def _row(shape: tuple[int, ...], dtype: np.dtype[Any], border: int) -> list[int]:
+def _row(shape: tuple[int, ...], dtype: np.dtype[Any], border: int, maker: Any = None) -> list[int]:
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     row = [len(shape), size, border, kind_of(dtype), id(dtype), *shape]
-    return row + [0] * (at.ROW_WORDS - len(row))
+    row += [0] * (at.ROW_WORDS - len(row))
+    if maker is not None:
+        row[at.MAKER_AT] = id(maker)
+    return row
 
 
 def _worthwhile(executable: LLVMExecutable, layout: Layout) -> bool:
@@ -240,9 +270,8 @@ def _worthwhile(executable: LLVMExecutable, layout: Layout) -> bool:
     plan = executable.plan
     values = [*plan.inputs, *plan.outputs]
     return (
-        not layout.parallel
+        layout.work <= MOST_WORK
         and layout.context_bytes <= CASE_BYTES
-        and all(pool.bytes < RECYCLED_BYTES for pool in layout.outputs)
         and all(v.type.shape is not None and len(v.type.shape) <= MAX_RANK for v in values)
         and all(v.type.dtype.numpy.isbuiltin == 1 for v in values)
     )

@@ -1,14 +1,16 @@
-"""The native function behind every entry, made where Python and NumPy objects are as it reads them.
+"""The native functions behind every entry, made where objects are laid out as they read them.
 
-`entry_text` has its code.  Offsets are tried on real objects first; an interpreter without a GIL or
-with other layouts gets no native function, and entries are their slow callables then.
-Imports: entry_text, driver, jit, target, tables, team, memory.
+`entry_text` and `entry_methods_text` have their code.  Offsets are tried on real objects first; an
+interpreter without a GIL or with other layouts gets no native functions, and what would be an entry
+stays Python.
+Imports: entry_text, entry_methods_text, driver, jit, target, tables, team, memory, native_self.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import struct
 import sys
 from collections.abc import Callable
@@ -16,25 +18,18 @@ from typing import Any
 
 import numpy as np
 
+from graphc.backends.llvm import entry_methods_text, team
 from graphc.backends.llvm import entry_text as at
 from graphc.backends.llvm.driver import CONTROL_BYTES, expand
 from graphc.backends.llvm.jit import JIT
 from graphc.backends.llvm.memory import Array, address_of
-from graphc.backends.llvm.tables import DATA_OFFSET, Words
+from graphc.backends.llvm.tables import DATA_OFFSET
 from graphc.backends.llvm.target import Target, compile_lock
-from graphc.backends.llvm.team import native_driver
 from graphc.errors import CompileError
+from graphc.native_self import Table
 
 _NEW_FROM_DESCR, _RETURN, _ARRAY_TYPE = 94, 76, 2
 """Places in NumPy's table of C functions, fixed by its ABI."""
-
-
-class Table:
-    """An object whose first slot is the array of words that the native function reads."""
-
-    __slots__ = ("words",)
-
-    words: Words
 
 
 class _MethodDef(ctypes.Structure):
@@ -54,13 +49,15 @@ _OUT = sys.intern("out")
 
 
 class NativeFunction:
-    """The native function of the process and the addresses every entry gives it."""
+    """The native functions of the process and the addresses every entry gives them."""
 
     def __init__(self) -> None:
         self._code = JIT(Target(optimization=0))
-        address = self._code.compile_text(_module_text(), ["entry"])["entry"]
-        self._control = np.zeros(CONTROL_BYTES // 8, np.int64)
-        self._definition = _MethodDef(b"compiled", address, _FASTCALL | _KEYWORDS, None)
+        self._code_at = self._code.compile_text(_module_text(), ["entry", "call", "run_session"])
+        self._alone = np.zeros(CONTROL_BYTES // 8, np.int64)
+        self._process = np.array([address_of(self._alone), 0])
+        self._always = np.ones(1, np.int64)
+        self._definitions = [self._define("compiled", "entry", None)]
         self._make = ctypes.pythonapi.PyCFunction_NewEx
         self._make.restype = ctypes.py_object
         self._make.argtypes = (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
@@ -70,20 +67,48 @@ class NativeFunction:
             api[_NEW_FROM_DESCR],
             api[_RETURN],
             id(_OUT),
-            native_driver().run_address,
-            address_of(self._control),
+            team.native_driver().run_address,
+            address_of(self._process),
+            address_of(self._always),
+            1,
+            0,
+            id(None),
         ]
 
     def of(self, entry: Table) -> Callable[..., Any]:
         """The Python function that is this entry; it keeps the entry alive."""
-        made: Callable[..., Any] = self._make(ctypes.addressof(self._definition), entry, None)
+        made: Callable[..., Any] = self._make(ctypes.addressof(self._definitions[0]), entry, None)
         return made
+
+    def method(self, cls: type, name: str, native: str, doc: str | None) -> Any:
+        """The native function as a method of `cls`, whose instances are `NativeSelf`."""
+        new = ctypes.pythonapi.PyDescr_NewMethod
+        new.restype = ctypes.py_object
+        new.argtypes = (ctypes.py_object, ctypes.c_void_p)
+        definition = self._define(name, native, doc)
+        self._definitions.append(definition)  # the method refers to it for as long as it lives
+        return new(cls, ctypes.addressof(definition))
+
+    def _define(self, name: str, native: str, doc: str | None) -> _MethodDef:
+        text = None if doc is None else doc.encode()
+        return _MethodDef(name.encode(), self._code_at[native], _FASTCALL | _KEYWORDS, text)
+
+    def adopt_team(self) -> int:
+        """Let entries use the workers the process has now; how many those are."""
+        found = team.team()
+        self._process[:] = found.control, found.workers
+        return found.workers
+
+    def forget_team(self) -> None:
+        """In a forked child, which has no workers: entries wait until it has some."""
+        self._process[:] = address_of(self._alone), 0
 
 
 def _module_text() -> str:
     """The module's text; `TABLE ptr case, i64 i` abbreviates the address of row i of a case."""
     lines = []
-    for line in at.ENTRY.splitlines():
+    text = at.SERVE + entry_methods_text.METHODS + entry_methods_text.RUN
+    for line in text.splitlines():
         name, _, operands = line.partition(" = TABLE ")
         if operands:
             table, _, number = operands.partition(", i64 ")
@@ -123,6 +148,15 @@ def native_function() -> NativeFunction | None:
     return _cached[0]
 
 
+def _forget_team() -> None:
+    if _cached and _cached[0] is not None:
+        _cached[0].forget_team()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_team)
+
+
 def _layout_is_known() -> bool:
     """Whether real objects are laid out as the native function reads them."""
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -133,6 +167,7 @@ def _layout_is_known() -> bool:
     table = Table()
     table.words = np.zeros(1, np.int64)
     names = (_OUT, "other")
+    listed = [None, _OUT, None]
     base = np.zeros((4, 6), np.float32)
     read_only = np.arange(3)
     read_only.flags.writeable = False
@@ -148,6 +183,8 @@ def _layout_is_known() -> bool:
         _word(table, at.DATA) == id(table.words)
         and _word(names, at.TUPLE_SIZE) == 2
         and _word(names, at.TUPLE_ITEM) == id(_OUT)
+        and _word(listed, at.TUPLE_SIZE) == 3
+        and _at(_word(listed, at.LIST_ITEMS) + 8) == id(_OUT)
         and _numpy_functions()[_ARRAY_TYPE] == id(np.ndarray)
         and all(_reads_right(a) for a in arrays)
         and len({kind_of(np.dtype(c)) for c in "?bBhHiIqQefd"}) == 12

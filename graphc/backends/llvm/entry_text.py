@@ -1,23 +1,33 @@
-"""LLVM text of the native entry: the function Python calls, and how it recognises its arguments.
+"""LLVM text of native entries: how they recognise their arguments, run a plan and give results.
 
-One function serves every entry: all it knows of plans, sizes and Python objects it reads from
-tables of 64-bit words.  The table of an entry, found through the first slot of `self`:
+One piece of code serves every entry: all it knows of plans, sizes and Python objects it reads from
+tables of 64-bit words.  The table of an entry, found through the first slot of a `Table` object:
 
     0 inputs   1 outputs   2 form of the result: 0 bare, 1 list, 2 tuple   3 cases
     4 slow callable   5 type ndarray   6 PyArray_NewFromDescr   7 PyArray_Return
-    8 the string 'out'   9 the driver's `run`   10 a control block without workers
+    8 the string 'out'   9 the driver's `run`   10 the words of the process
+    11 where to look before anything else   12 what must be there   13 the thread it holds for, or 0
+    14 None   15 picks
     16 one word per case: its table
+
+The words of the process are 0 the control block of its team   1 how many workers that has.
 
 The table of a case, which is one set of shapes:
 
     0 busy   1 gate   2 what the gate must hold   3 plan table   4 borders   5 whether it is long
-    6 border of the first output
+    6 border of the first output   7 workers it wants   8 whether an output has a maker
     16 one row of 16 words per input, then per output:
         0 dimensions   1 bytes   2 border   3 kind of dtype   4 descriptor   5 sizes
+        15 a callable that makes the array, or 0
 
-`busy` needs no atomics: it is read and written with the GIL held.  Whatever a case does not
-recognise, and every failure of the plan, goes to the slow callable, which also makes the errors.
-Imports: nothing.
+The picks of a call say how results become what was asked for:
+
+    0 form   1 number of values   2 per value the result it is, -1 for None
+
+`busy` needs no atomics: it is read and written with the GIL held.  A maker is Python code, so what
+was recognised before it ran is looked at again.  Whatever a case does not recognise, and every
+failure of the plan, is declined: the slow callable does it then, and also makes the errors.
+`entry_methods_text` has the functions that Python calls.  Imports: nothing.
 """
 
 from __future__ import annotations
@@ -25,9 +35,9 @@ from __future__ import annotations
 ENTRY_WORDS = 16
 CASE_WORDS = 16
 ROW_WORDS = 16
-OUT_WORD = 8
-DIMS_AT = 5
-"""The word of a row at which its sizes start."""
+OUT_WORD, GATE_WORD, PICKS_WORD = 8, 11, 15
+DIMS_AT, MAKER_AT = 5, 15
+"""The words of a row at which its sizes start and end."""
 
 TYPE, DATA, NDIM, DIMS, DESCR, FLAGS = 8, 16, 24, 32, 56, 64
 """Where an object keeps its type, and an ndarray the rest, in bytes."""
@@ -39,6 +49,9 @@ KIND_MASK = ~(0xFF << 24) & (2**64 - 1)
 
 TUPLE_SIZE, TUPLE_ITEM = 16, 24
 
+LIST_ITEMS = 24
+"""Where a list keeps the address of its items; its size is where a tuple's is."""
+
 CONTIGUOUS, ALIGNED, WRITEABLE = 1, 0x100, 0x400
 
 _FOR_INPUT = CONTIGUOUS | ALIGNED
@@ -47,7 +60,7 @@ _FOR_OUTPUT = CONTIGUOUS | ALIGNED | WRITEABLE
 # PyArray_NewFromDescr(subtype, descr, nd, dims, strides, data, flags, obj)
 _NEW_ARGS = "ptr %ndarray, ptr %descr, i32 %ndim, ptr %dims, ptr null, ptr null, i32 0, ptr null"
 
-ENTRY = f"""
+SERVE = f"""
 declare void @Py_IncRef(ptr)
 declare void @Py_DecRef(ptr)
 declare ptr @PyEval_SaveThread()
@@ -57,6 +70,7 @@ declare ptr @PyTuple_New(i64)
 declare i32 @PyList_SetItem(ptr, i64, ptr)
 declare i32 @PyTuple_SetItem(ptr, i64, ptr)
 declare ptr @PyObject_Vectorcall(ptr, ptr, i64, ptr)
+declare i64 @PyThread_get_thread_ident()
 
 ; whether `a` is a plain array of the row's dtype and shape, with all of these flags
 define internal i1 @matches(ptr %a, ptr %row, ptr %ndarray, i32 %flags) nounwind {{
@@ -109,15 +123,12 @@ no:
 ; whether the arguments are the case's; `out`, where it is given, must not overlap an input
 define internal i1 @fits(ptr %e, ptr %case, ptr %args, ptr %out) nounwind {{
 entry:
-  %busy = WORD ptr %case, i64 0
   %gate_word = getelementptr i64, ptr %case, i64 1
   %gate = load ptr, ptr %gate_word, align 8
   %held = load i64, ptr %gate, align 8
   %wanted = WORD ptr %case, i64 2
   %open = icmp eq i64 %held, %wanted
-  %idle = icmp eq i64 %busy, 0
-  %ready = and i1 %open, %idle
-  br i1 %ready, label %begin, label %no
+  br i1 %open, label %begin, label %no
 begin:
   %n = WORD ptr %e, i64 0
   %ndarray_at = getelementptr i64, ptr %e, i64 5
@@ -164,9 +175,13 @@ no:
   ret i1 false
 }}
 
+; the case for the arguments, or null
 define internal ptr @find(ptr %e, ptr %args, ptr %out) nounwind {{
 entry:
   %n = WORD ptr %e, i64 3
+  %process_at = getelementptr i64, ptr %e, i64 10
+  %process = load ptr, ptr %process_at, align 8
+  %have = WORD ptr %process, i64 1
   br label %test
 test:
   %i = phi i64 [ 0, %entry ], [ %i1, %next ]
@@ -176,6 +191,13 @@ look:
   %at = add i64 %i, {ENTRY_WORDS}
   %case_at = getelementptr i64, ptr %e, i64 %at
   %case = load ptr, ptr %case_at, align 8
+  %busy = WORD ptr %case, i64 0
+  %idle = icmp eq i64 %busy, 0
+  %workers = WORD ptr %case, i64 7
+  %enough = icmp sle i64 %workers, %have
+  %ready = and i1 %idle, %enough
+  br i1 %ready, label %compare, label %next
+compare:
   %good = call i1 @fits(ptr %e, ptr %case, ptr %args, ptr %out)
   br i1 %good, label %found, label %next
 next:
@@ -247,11 +269,22 @@ one:
   %row = TABLE ptr %case, i64 %number
   %ndim64 = WORD ptr %row, i64 0
   %ndim = trunc i64 %ndim64 to i32
+  %maker_at = getelementptr i64, ptr %row, i64 {MAKER_AT}
+  %maker = load ptr, ptr %maker_at, align 8
+  %anew = icmp eq ptr %maker, null
+  br i1 %anew, label %allocate, label %ask
+ask:
+  %issued = call ptr @PyObject_Vectorcall(ptr %maker, ptr null, i64 0, ptr null)
+  br label %made
+allocate:
   %descr_at = getelementptr i64, ptr %row, i64 4
   %descr = load ptr, ptr %descr_at, align 8
   %dims = getelementptr i64, ptr %row, i64 {DIMS_AT}
   call void @Py_IncRef(ptr %descr) ; the array takes one reference
-  %o = call ptr %new({_NEW_ARGS})
+  %fresh = call ptr %new({_NEW_ARGS})
+  br label %made
+made:
+  %o = phi ptr [ %issued, %ask ], [ %fresh, %allocate ]
   %failed = icmp eq ptr %o, null
   br i1 %failed, label %bad, label %keep
 keep:
@@ -266,64 +299,89 @@ bad:
   ret i1 false
 }}
 
+; 0, or not if a check failed
 define internal i64 @run_case(ptr %e, ptr %case) nounwind {{
 entry:
   %run_at = getelementptr i64, ptr %e, i64 9
   %run = load ptr, ptr %run_at, align 8
-  %control_at = getelementptr i64, ptr %e, i64 10
-  %control = load ptr, ptr %control_at, align 8
+  %process_at = getelementptr i64, ptr %e, i64 10
+  %process = load ptr, ptr %process_at, align 8
+  %control = load ptr, ptr %process, align 8
   %plan_at = getelementptr i64, ptr %case, i64 3
   %plan = load ptr, ptr %plan_at, align 8
+  %workers = WORD ptr %case, i64 7
   %long = WORD ptr %case, i64 5
   %others = icmp ne i64 %long, 0
   br i1 %others, label %let, label %hold
 let:
   %thread = call ptr @PyEval_SaveThread()
-  %late = call i64 %run(ptr %control, ptr %plan, i64 0)
+  %late = call i64 %run(ptr %control, ptr %plan, i64 %workers)
   call void @PyEval_RestoreThread(ptr %thread)
   ret i64 %late
 hold:
-  %soon = call i64 %run(ptr %control, ptr %plan, i64 0)
+  %soon = call i64 %run(ptr %control, ptr %plan, i64 %workers)
   ret i64 %soon
 }}
 
-; the results in the form asked for, with NumPy scalars for arrays of no dimension
-define internal ptr @deliver(ptr %e, ptr %outputs) {{
+define internal ptr @none(ptr %e) nounwind {{
+  %none_at = getelementptr i64, ptr %e, i64 14
+  %none = load ptr, ptr %none_at, align 8
+  call void @Py_IncRef(ptr %none)
+  ret ptr %none
+}}
+
+; the values asked for, with NumPy scalars for arrays of no dimension
+define internal ptr @deliver(ptr %e, ptr %outputs, ptr %picks) {{
 entry:
   %m = WORD ptr %e, i64 1
-  %form = WORD ptr %e, i64 2
   %return_at = getelementptr i64, ptr %e, i64 7
   %return = load ptr, ptr %return_at, align 8
+  %form = WORD ptr %picks, i64 0
+  %k = WORD ptr %picks, i64 1
+  %which = getelementptr i64, ptr %picks, i64 2
   %bare = icmp eq i64 %form, 0
   br i1 %bare, label %single, label %several
 single:
+  %has = icmp ne i64 %m, 0
+  br i1 %has, label %the_one, label %none
+the_one:
   %only = load ptr, ptr %outputs, align 8
   %value = call ptr %return(ptr %only)
   ret ptr %value
+none:
+  %empty_one = call ptr @none(ptr %e)
+  ret ptr %empty_one
 several:
   %listed = icmp eq i64 %form, 1
   br i1 %listed, label %list, label %tuple
 list:
-  %l = call ptr @PyList_New(i64 %m)
+  %l = call ptr @PyList_New(i64 %k)
   br label %made
 tuple:
-  %t = call ptr @PyTuple_New(i64 %m)
+  %t = call ptr @PyTuple_New(i64 %k)
   br label %made
 made:
   %all = phi ptr [ %l, %list ], [ %t, %tuple ]
-  %none = icmp eq ptr %all, null
-  br i1 %none, label %lost, label %test
+  %unmade = icmp eq ptr %all, null
+  br i1 %unmade, label %lost, label %test
 test:
   %i = phi i64 [ 0, %made ], [ %i1, %next ]
-  %more = icmp slt i64 %i, %m
+  %more = icmp slt i64 %i, %k
   br i1 %more, label %one, label %done
 one:
-  %at = getelementptr ptr, ptr %outputs, i64 %i
+  %index = WORD ptr %which, i64 %i
+  %empty = icmp slt i64 %index, 0
+  br i1 %empty, label %fill, label %pick
+fill:
+  %x0 = call ptr @none(ptr %e)
+  br label %put
+pick:
+  %at = getelementptr ptr, ptr %outputs, i64 %index
   %o = load ptr, ptr %at, align 8
-  %x = call ptr %return(ptr %o)
-  %unmade = icmp eq ptr %x, null
-  br i1 %unmade, label %broken, label %put
+  %x1 = call ptr %return(ptr %o)
+  br label %put
 put:
+  %x = phi ptr [ %x0, %fill ], [ %x1, %pick ]
   br i1 %listed, label %into_list, label %into_tuple
 into_list:
   %r = call i32 @PyList_SetItem(ptr %all, i64 %i, ptr %x)
@@ -332,8 +390,9 @@ into_tuple:
   %s = call i32 @PyTuple_SetItem(ptr %all, i64 %i, ptr %x)
   br label %next
 next:
+  %failed = icmp eq ptr %x, null
   %i1 = add i64 %i, 1
-  br label %test
+  br i1 %failed, label %broken, label %test
 done:
   ret ptr %all
 broken:
@@ -344,74 +403,44 @@ lost:
   ret ptr null
 }}
 
-; the slow callable, with the same arguments
-define internal ptr @give_up(ptr %e, ptr %args, i64 %n, ptr %names) {{
-  %slow_at = getelementptr i64, ptr %e, i64 4
-  %slow = load ptr, ptr %slow_at, align 8
-  %r = call ptr @PyObject_Vectorcall(ptr %slow, ptr %args, i64 %n, ptr %names)
-  ret ptr %r
-}}
-
-define ptr @entry(ptr %self, ptr %args, i64 %n, ptr %names) {{
+; the results of a run on these arguments, or 1 where that is for the slow callable to do
+define internal ptr @serve(ptr %e, ptr %args, ptr %out, ptr %picks) {{
 entry:
-  %table_at = getelementptr i8, ptr %self, i64 {DATA}
-  %table = load ptr, ptr %table_at, align 8
-  %words_at = getelementptr i8, ptr %table, i64 {DATA}
-  %e = load ptr, ptr %words_at, align 8
-  %wanted = WORD ptr %e, i64 0
-  %m = WORD ptr %e, i64 1
-  %enough = icmp eq i64 %n, %wanted
-  br i1 %enough, label %named, label %slow
-named:
-  %positional = icmp eq ptr %names, null
-  br i1 %positional, label %recognise, label %count
-count:
-  %names_at = getelementptr i8, ptr %names, i64 {TUPLE_SIZE}
-  %names_n = load i64, ptr %names_at, align 8
-  %alone = icmp eq i64 %names_n, 1
-  br i1 %alone, label %spell, label %slow
-spell:
-  %name_at = getelementptr i8, ptr %names, i64 {TUPLE_ITEM}
-  %name = load i64, ptr %name_at, align 8
-  %out_name = WORD ptr %e, i64 8
-  %is_out = icmp eq i64 %name, %out_name
-  %form = WORD ptr %e, i64 2
-  %single = icmp eq i64 %form, 0
-  %direct = and i1 %is_out, %single
-  br i1 %direct, label %given, label %slow
-given:
-  %out_at = getelementptr ptr, ptr %args, i64 %n
-  %out_given = load ptr, ptr %out_at, align 8
-  br label %recognise
-recognise:
-  %out = phi ptr [ null, %named ], [ %out_given, %given ]
   %case = call ptr @find(ptr %e, ptr %args, ptr %out)
   %known = icmp ne ptr %case, null
-  br i1 %known, label %prepare, label %slow
+  br i1 %known, label %prepare, label %decline
 prepare:
   store i64 1, ptr %case, align 8
+  %m = WORD ptr %e, i64 1
   %borders_at = getelementptr i64, ptr %case, i64 4
   %borders = load ptr, ptr %borders_at, align 8
   %first = WORD ptr %case, i64 6
   %outputs = getelementptr ptr, ptr %borders, i64 %first
-  call void @name_inputs(ptr %e, ptr %case, ptr %args)
   %fresh = icmp eq ptr %out, null
   br i1 %fresh, label %make, label %take
 make:
   %good = call i1 @make_outputs(ptr %e, ptr %case, ptr %outputs)
-  br i1 %good, label %run, label %failed
+  br i1 %good, label %made, label %failed
+made:
+  %makers = WORD ptr %case, i64 8
+  %python_ran = icmp ne i64 %makers, 0
+  br i1 %python_ran, label %again, label %run
+again:
+  %still = call i1 @fits(ptr %e, ptr %case, ptr %args, ptr null)
+  br i1 %still, label %run, label %give_back
 take:
   call void @Py_IncRef(ptr %out)
   store ptr %out, ptr %outputs, align 8
   br label %run
 run:
+  call void @name_inputs(ptr %e, ptr %case, ptr %args)
   %fault = call i64 @run_case(ptr %e, ptr %case)
   %bad = icmp ne i64 %fault, 0
-  br i1 %bad, label %refuse, label %finish
+  br i1 %bad, label %give_back, label %finish
 finish:
   br i1 %fresh, label %wrap, label %same
 wrap:
-  %result = call ptr @deliver(ptr %e, ptr %outputs)
+  %result = call ptr @deliver(ptr %e, ptr %outputs, ptr %picks)
   store i64 0, ptr %case, align 8
   ret ptr %result
 same:
@@ -420,13 +449,12 @@ same:
 failed:
   store i64 0, ptr %case, align 8
   ret ptr null
-refuse:
+give_back:
   %count_made = select i1 %fresh, i64 %m, i64 1
   call void @drop(ptr %outputs, i64 %count_made)
   store i64 0, ptr %case, align 8
-  br label %slow
-slow:
-  %answer = call ptr @give_up(ptr %e, ptr %args, i64 %n, ptr %names)
-  ret ptr %answer
+  br label %decline
+decline:
+  ret ptr inttoptr (i64 1 to ptr)
 }}
 """
