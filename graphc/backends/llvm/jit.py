@@ -1,18 +1,24 @@
 """LLVM text to machine code in memory, each distinct kernel once per process.
 
-Compiling happens under one lock; calls may come from any thread.  Imports: codegen, kernel, errors.
+Every kernel is a module of its own, named by its content, so that modules are compiled side by side
+and their object code does not depend on what else a plan holds.  Compiling happens under one lock;
+calls may come from any thread.  Imports: object_code, image, signature, codegen, kernel, errors.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graphc import flags
 from graphc.backends.codegen.text import FunctionText
-from graphc.backends.llvm.image import MappedImage, NotLinkable, link
+from graphc.backends.llvm.image import MappedImage, NotLinkable, joined, link
+from graphc.backends.llvm.object_code import object_code
 from graphc.backends.llvm.signature import signature
 from graphc.backends.llvm.target import Target, binding, compile_lock, has_symbol
 from graphc.errors import CompileError
@@ -33,7 +39,6 @@ class CompileStats:
 stats = CompileStats()
 
 _DECLARED = re.compile(r'^declare .*?@"?([\w.$]+)"?\(', re.MULTILINE)
-_MESSAGE_LINE = re.compile(r":(\d+):\d+: error")
 
 
 class JIT:
@@ -46,43 +51,45 @@ class JIT:
 
     def compile_text(self, text: str, names: Iterable[str]) -> dict[str, int]:
         """The addresses of the named functions of a module; raises CompileError if it is wrong."""
-        llvm = binding()
         with compile_lock:
             started = time.perf_counter()
             _require_symbols(text)
-            try:
-                module = llvm.parse_assembly(text)
-                module.verify()
-            except RuntimeError as error:
-                raise _refused(text, str(error)) from None
-            module.triple = self.target.triple
-            module.data_layout = self.target.layout
-            addresses = self.load_object(self.target.machine.emit_object(module), names)
+            addresses = self.load_objects(object_code([text], self.target), names)
             stats.modules += 1
             stats.llvm_seconds += time.perf_counter() - started
         return addresses
 
-    def load_object(self, data: bytes, names: Iterable[str]) -> dict[str, int]:
-        """Put an object file into memory; the addresses of the named functions."""
+    def load_objects(self, objects: Sequence[bytes], names: Iterable[str]) -> dict[str, int]:
+        """Put object files into memory; the addresses of the named functions."""
         try:
-            image = link(data)
-            mapped = MappedImage(image)
+            images = [link(data) for data in objects]
+            together, starts = joined(images)
+            mapped = MappedImage(together)
         except (NotLinkable, OSError, LookupError):
-            return self._load_by_llvm(data, names)
+            return self._load_by_llvm(objects, names)
         self._code.append(mapped)
-        return {name: mapped.address + image.symbols[name] for name in names}
+        places = {
+            name: mapped.address + start + place
+            for image, start in zip(images, starts, strict=True)
+            for name, place in image.symbols.items()
+        }
+        return {name: places[name] for name in names}
 
-    def _load_by_llvm(self, data: bytes, names: Iterable[str]) -> dict[str, int]:
+    def _load_by_llvm(self, objects: Sequence[bytes], names: Iterable[str]) -> dict[str, int]:
         llvm = binding()
         with compile_lock:
             engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self.target.new_machine())
-            engine.add_object_file(llvm.ObjectFileRef.from_data(data))
+            for data in objects:
+                engine.add_object_file(llvm.ObjectFileRef.from_data(data))
             engine.finalize_object()
             self._code.append(engine)
             return {name: int(engine.get_function_address(name)) for name in names}
 
-    def compile_kernels(self, kernels: Sequence[Kernel]) -> list[int]:
-        """The address of each kernel; the new ones are compiled together as one module."""
+    def compile_kernels(self, kernels: Sequence[Kernel], threads: int | None = None) -> list[int]:
+        """The address of each kernel.
+
+        New ones are compiled by up to `threads` threads; None: as flags and the machine allow.
+        """
         started = time.perf_counter()
         keys = [signature(kernel) for kernel in kernels]
         stats.emit_seconds += time.perf_counter() - started
@@ -94,20 +101,40 @@ class JIT:
             }
             stats.cache_hits += len(keys) - len(new)
             if new:
-                self._compile_new(new)
+                self._compile_new(new, threads or compile_threads())
             return [self._addresses[key] for key in keys]
 
-    def _compile_new(self, new: Mapping[str, Kernel]) -> None:
+    def _compile_new(self, new: Mapping[str, Kernel], threads: int) -> None:
         started = time.perf_counter()
-        first = len(self._addresses)
-        names = [f"kernel_{first + i}" for i in range(len(new))]
-        text = module_text(
-            [emit(kernel, name) for kernel, name in zip(new.values(), names, strict=True)]
-        )
-        stats.emit_seconds += time.perf_counter() - started
-        found = self.compile_text(text, names)
-        self._addresses.update(zip(new, (found[name] for name in names), strict=True))
+        emitting = 0.0
+        names = {key: kernel_name(key) for key in new}
+
+        def texts() -> Iterator[str]:
+            """Long ones first: no thread is then left alone with a long one at the end."""
+            nonlocal emitting
+            for key in sorted(new, key=lambda key: not isinstance(new[key], Contraction)):
+                begun = time.perf_counter()
+                text = module_text([emit(new[key], names[key])])
+                emitting += time.perf_counter() - begun
+                yield text
+
+        found = self.load_objects(object_code(texts(), self.target, threads), names.values())
+        self._addresses.update((key, found[name]) for key, name in names.items())
+        stats.modules += len(new)
         stats.kernels += len(new)
+        stats.emit_seconds += emitting
+        stats.llvm_seconds += time.perf_counter() - started - emitting
+
+
+def kernel_name(key: str) -> str:
+    """The name of the function of a kernel with this signature."""
+    return f"kernel_{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
+
+
+def compile_threads() -> int:
+    """Threads that compiling may use where no one says: GRAPHC_THREADS, or the cores available."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return flags.THREADS.value or (len(allowed(0)) if allowed else os.cpu_count() or 1)
 
 
 def emit(kernel: Kernel, name: str) -> FunctionText:
@@ -147,15 +174,3 @@ def _require_symbols(text: str) -> None:
     for name in _DECLARED.findall(text):
         if not name.startswith("llvm.") and not has_symbol(name):
             raise CompileError(f"generated code calls {name}, which this process does not have")
-
-
-def _refused(text: str, message: str) -> CompileError:
-    """LLVM's message with the lines of text around the place it names; `.text` has all of it."""
-    lines = text.splitlines()
-    found = _MESSAGE_LINE.search(message)
-    at = int(found.group(1)) if found else 1
-    first = max(at - 6, 0)
-    excerpt = [f"{i + 1:6} {lines[i]}" for i in range(first, min(at + 6, len(lines)))]
-    error = CompileError("\n".join([f"LLVM refused generated code: {message.strip()}", *excerpt]))
-    error.text = text  # type: ignore[attr-defined]
-    return error
