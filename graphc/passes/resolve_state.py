@@ -19,11 +19,12 @@ from graphc.node import Node, Tensor, topological
 from graphc.ops.arithmetic import add, subtract
 from graphc.ops.check import assert_op
 from graphc.ops.define import constant
-from graphc.ops.state import ensure_shape, placeholder_op
+from graphc.ops.state import ensure_shape, placeholder_op, read_op
 from graphc.program import Program, keep
 from graphc.types import Shape
 
 Versions = dict[int, tuple[int, Tensor]]  # variable node id -> (version, value)
+_NO_VERSIONS: Versions = {}
 
 
 def resolve_state(
@@ -57,7 +58,9 @@ class _Resolver:
         self.updates = updates
         self.builder = Builder()
         self.new: dict[int, Tensor] = {}
-        self.versions: dict[int, Versions] = {}
+        self.versions: dict[int, Versions] = {}  # of variables in `ordered`, by node id
+        self.behind: dict[int, Versions] = {}  # the same of what a block waits for, by its tuple
+        self.ordered: set[int] = set()
         self.latest: dict[int, Tensor] = {}
         self.written: dict[int, Tensor] = {}
         self.assertions: dict[int, Tensor] = {}
@@ -108,10 +111,13 @@ class _Resolver:
         self.new = inputs | replaced
         self.cut.update((id(t), t) for t, _ in self.givens)
 
-    def _walk(self, order: Iterable[Node]) -> None:
+    def _walk(self, order: Sequence[Node]) -> None:
+        # versions matter only for variables that some node reads behind others
+        self.ordered.update(n.inputs[0].node.id for n in order if n.op is read_op)
+        self.behind.clear()
         for node in order:
             self.builder.loc = node.loc
-            inherited = self._inherited(node)
+            inherited = self._inherited(node) if self.ordered else _NO_VERSIONS
             if inherited:
                 self.versions[node.id] = inherited
             outputs = self._outputs(node, inherited)
@@ -122,19 +128,14 @@ class _Resolver:
 
     def _inherited(self, node: Node) -> Versions:
         """The versions of variables that this node is ordered behind."""
-        found: list[Versions] = []
-        for parent in (*(t.node for t in node.inputs), *node.control):
-            versions = self.versions.get(parent.id)
-            if versions and all(versions is not v for v in found):
-                found.append(versions)
-        if len(found) <= 1:
-            return found[0] if found else {}
-        merged: Versions = {}
-        for versions in found:
-            for variable, version in versions.items():
-                if variable not in merged or merged[variable][0] < version[0]:
-                    merged[variable] = version
-        return merged
+        found = [self.versions.get(t.node.id, _NO_VERSIONS) for t in node.inputs]
+        if node.control:
+            block = id(node.control)  # one tuple for all nodes of the block
+            if block not in self.behind:
+                parents = [self.versions.get(n.id, _NO_VERSIONS) for n in node.control]
+                self.behind[block] = _merged(parents)
+            found.append(self.behind[block])
+        return _merged(found)
 
     def _outputs(self, node: Node, inherited: Versions) -> Sequence[Tensor]:
         name = node.op.name
@@ -161,7 +162,8 @@ class _Resolver:
             base = self.latest.get(key)
             made = combine(self.new[id(variable)] if base is None else base, made)
         made = self._write(variable, made)
-        self.versions[node.id] = {**inherited, key: (node.id, made)}
+        if key in self.ordered:
+            self.versions[node.id] = {**inherited, key: (node.id, made)}
         return made
 
     def _write(self, variable: Tensor, value: Tensor) -> Tensor:
@@ -180,6 +182,19 @@ class _Resolver:
             self.written[counter.node.id] = counter
         made: Tensor = node.op.lower(counter, **node.attrs)
         return made
+
+
+def _merged(found: Sequence[Versions]) -> Versions:
+    """The latest version of each variable."""
+    distinct = list({id(v): v for v in found if v}.values())
+    if len(distinct) <= 1:
+        return distinct[0] if distinct else _NO_VERSIONS
+    merged: Versions = {}
+    for versions in distinct:
+        for variable, version in versions.items():
+            if variable not in merged or merged[variable][0] < version[0]:
+                merged[variable] = version
+    return merged
 
 
 def _input_shape(t: Tensor) -> Shape | None:
