@@ -1,6 +1,6 @@
 """Feeds: from what users pass to arrays of the declared dtype and shape, and to sizes.
 
-Imports: graph, dims, types, errors.
+Imports: foreign, graph, dims, types, errors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc import dims
+from graphc import dims, foreign
 from graphc.constraints import Constraint
 from graphc.dims import Atom, Dim
 from graphc.errors import FeedError, FeedTypeError, ShapeError
@@ -24,8 +24,10 @@ Array = np.ndarray[Any, Any]
 def convert(t: Tensor, value: Any) -> Array:
     """`value` as a C-contiguous array of t's dtype.
 
-    Python numbers and lists, other float widths and safe integer widths are converted; an integer
-    that does not fit, a float fed to an integer tensor, text and tensors are refused.
+    Python numbers and lists, other float widths and safe integer widths are converted, and what
+    shares its memory by the buffer protocol, `__array__` or DLPack is taken without a copy; an
+    integer that does not fit, a float fed to an integer tensor, text, symbolic tensors, masked
+    elements and memory of other devices are refused.
     """
     target = t.dtype.numpy
     if type(value) is np.ndarray and value.dtype == target and value.flags.c_contiguous:
@@ -33,8 +35,8 @@ def convert(t: Tensor, value: Any) -> Array:
     if isinstance(value, (Tensor, Node)):
         raise FeedTypeError(f"{label(t)} was fed a symbolic tensor, {value!r}: feed its value")
     try:
-        array = np.asarray(value)
-    except (ValueError, TypeError) as error:
+        array = foreign.as_array(value)
+    except foreign.NoArray as error:
         raise FeedTypeError(f"{label(t)} was fed a value that is no array: {error}") from None
     if array.dtype.kind not in "fiub":
         raise FeedTypeError(f"{label(t)} was fed {_kind_text(value, array)}")

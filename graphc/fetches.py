@@ -1,6 +1,6 @@
 """Fetches: the tensors and operations in a nest, and the nest rebuilt from their values.
 
-Imports: graph, errors.
+Imports: foreign, graph, errors.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from graphc import foreign
 from graphc.errors import FetchError, FetchTypeError, GraphError
 from graphc.graph import Graph
 from graphc.node import Node, Tensor
@@ -104,12 +105,13 @@ def write_out(values: Any, out: Any) -> Any:
 
 
 def _write(value: Any, out: Any) -> None:
-    if not isinstance(out, np.ndarray):
+    target = foreign.shared_array(out)
+    if target is None:
         raise FetchTypeError(f"out= is an array, not {out!r:.60}")
-    if out.shape != value.shape or out.dtype != value.dtype or not out.flags.writeable:
-        kind = "" if out.flags.writeable else "read-only "
+    if target.shape != value.shape or target.dtype != value.dtype or not target.flags.writeable:
+        kind = "" if target.flags.writeable else "read-only "
         raise FetchTypeError(
-            f"out= is a {kind}array of {out.dtype} {out.shape}; "
+            f"out= is a {kind}array of {target.dtype} {target.shape}; "
             f"the result is {value.dtype} {value.shape}"
         )
-    np.copyto(out, value)
+    np.copyto(target, value)
