@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Union
 
@@ -316,6 +316,8 @@ Kernel = Union[LoopKernel, Contraction]
 _PARTS = (LoopKernel, Contraction, Stage, Store, Accumulator, Access, Term, Ragged)
 """What a kernel consists of besides expressions, sizes and numbers."""
 
+_FIELDS = {part: tuple(f.name for f in fields(part)) for part in _PARTS}
+
 
 def sizes_of(kernel: Kernel) -> tuple[Dim, ...]:
     """The symbolic sizes a kernel reads, in the order of its `sizes` table."""
@@ -337,25 +339,40 @@ def sizes_of(kernel: Kernel) -> tuple[Dim, ...]:
     return tuple(found)
 
 
-def rename_sizes(kernel: Kernel, names: dict[Dim, Dim]) -> Kernel:
+def rename_sizes(kernel: Kernel, names: Mapping[Dim, DimLike]) -> Kernel:
     """The kernel with each symbolic size replaced, so that kernels can be compared."""
+    return rebuild(kernel, lambda part: names[part] if isinstance(part, Dim) else None)
+
+
+def rebuild(kernel: Kernel, changed: Callable[[Any], Any]) -> Kernel:
+    """The kernel with parts replaced: `changed(part)` is what takes a part's place, or None where
+    the part stays and its own parts are looked at.  Parts are the classes of this module, and Dim.
+    Expressions are asked about once each, operands first.
+    """
     done: dict[int, Expr] = {}
 
-    def renamed(part: Any) -> Any:
-        if isinstance(part, Dim):
-            return names[part]
+    def rebuilt(part: Any) -> Any:
         if isinstance(part, tuple):
-            return tuple(renamed(x) for x in part)
+            return tuple([rebuilt(x) for x in part])
         if isinstance(part, Expr):
             return done[id(part)]
-        if isinstance(part, _PARTS):
-            rebuild: Callable[..., Any] = type(part)
-            return rebuild(*(renamed(getattr(part, f.name)) for f in fields(part)))
-        return part
+        if not isinstance(part, _PARTS):
+            if isinstance(part, Dim):
+                new = changed(part)
+                return part if new is None else new
+            return part
+        new = changed(part)
+        if new is not None:
+            return new
+        make: Callable[..., Any] = type(part)
+        return make(*[rebuilt(getattr(part, name)) for name in _FIELDS[type(part)]])
 
     for e in expressions_of(kernel):
-        done[id(e)] = Expr(e.op, renamed(e.args), renamed(e.value), e.dtype)
-    result: Kernel = renamed(kernel)
+        new = changed(e)
+        if new is None:
+            new = Expr(e.op, rebuilt(e.args), rebuilt(e.value), e.dtype)
+        done[id(e)] = new
+    result: Kernel = rebuilt(kernel)
     return result
 
 

@@ -1,7 +1,8 @@
 """Contraction groups: operand maps to a contraction kernel with its epilogue.
 
 Integer products, which no packed kernel computes, become loop kernels of the same maps; the tests
-use that form as the oracle of the packed one.  Imports: operands, fuse, kernel, contraction_maps.
+use that form as the oracle of the packed one.  Imports: operands, contraction_axes, fuse, kernel,
+contraction_maps.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from graphc.kernel import (
 )
 from graphc.nest import Index, contiguous
 from graphc.node import Node
+from graphc.passes.contraction_axes import fewest_axes
 from graphc.passes.fuse import Fusion, Group
 from graphc.passes.operands import (
     Buffers,
@@ -129,7 +131,7 @@ class _Contraction:
         outer = len(axes) - len(m.k)
         rows = self._by_rows(a, b)
         if dtype.is_float and not self.checks.sites and not rows:
-            return Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype)
+            return fewest_axes(Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype))
         product = Expr("load", (), (a, 0), dtype) * Expr("load", (), (b, 0), dtype)
         red = tuple(range(outer, len(axes)))
         stages = (

@@ -139,7 +139,9 @@ class _Planner:
                 continue
             if id(value) not in self.refs:
                 self.refs[id(value)] = Ref("constant", len(self.constants))
-                self.constants.append(value.node.op.reference(value.node.attrs))
+                value_of = value.node.op.reference
+                assert value_of is not None
+                self.constants.append(value_of(value.node.attrs))
 
     def _place_updates(self) -> None:
         """Decide for each update: written in place by its step, or copied after the others."""
