@@ -7,7 +7,6 @@ Imports: arena, kernel, types, dims, location.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +15,11 @@ import numpy as np
 from graphc.arena import ALIGNMENT, Slot, formula, peaks, stack, summary
 from graphc.dims import DimLike, Sizes
 from graphc.errors import RunError
-from graphc.kernel import Kernel
+from graphc.kernel import Contraction, Kernel, sizes_of
 from graphc.location import Location
 from graphc.types import TensorType
 
-__all__ = ["ALIGNMENT", "BufferUse", "Check", "Plan", "Ref", "Slot", "Step", "Value"]
+__all__ = ["ALIGNMENT", "BufferUse", "Check", "Plan", "Ref", "Slot", "Space", "Step", "Value"]
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,35 @@ class Value:
 
 @dataclass(frozen=True)
 class Check:
-    """A run-time check inside a step: what a fault means and whose line it is."""
+    """A run-time check inside a step: what a fault means and whose line it is.
 
-    make_error: Callable[[int, int], RunError]  # (linear position, offending value)
+    `message` may name the `{value}` that failed and its `{position}` in row-major order.
+    """
+
+    error: type[RunError]
+    message: str
+    loc: Location
+    op: str
+
+    def make_error(self, position: int, value: int) -> RunError:
+        """The error of a fault that was recorded."""
+        text = self.message.replace("{value}", str(value)).replace("{position}", str(position))
+        return self.error(f"{self.op}: {text}\n  at {self.loc}   {self.loc.source}")
+
+
+@dataclass(frozen=True)
+class Space:
+    """A kernel's iteration space: each extent, -1 - i for the i-th of its symbolic sizes."""
+
+    axes: tuple[int, ...]
+    contraction: bool
+
+
+def space_of(kernel: Kernel) -> Space:
+    """The iteration space of a kernel."""
+    columns = {d: -1 - i for i, d in enumerate(sizes_of(kernel))}
+    axes = tuple(a if isinstance(a, int) else columns[a] for a in kernel.axes)
+    return Space(axes, isinstance(kernel, Contraction))
 
 
 @dataclass(frozen=True)
@@ -88,6 +113,11 @@ class BufferUse:
 
 @dataclass(frozen=True)
 class Plan:
+    """Kernels and the steps that launch them, over buffers.
+
+    One that was read from the cache has no kernels and no buffers, only the kernels' `spaces`.
+    """
+
     kernels: tuple[Kernel, ...]
     steps: tuple[Step, ...]
     commit: int
@@ -98,6 +128,11 @@ class Plan:
     constants: tuple[np.ndarray[Any, Any], ...]
     checks: tuple[tuple[Check, ...], ...] = ()
     buffers: tuple[BufferUse, ...] = field(default=(), compare=False)
+    spaces: tuple[Space, ...] = field(default=(), compare=False)  # of the kernels
+
+    def __post_init__(self) -> None:
+        if not self.spaces:
+            object.__setattr__(self, "spaces", tuple(map(space_of, self.kernels)))
 
     def arena_bytes(self, sizes: Sizes) -> int:
         """The exact size of the arena for these sizes: what a run allocates, no more, no less."""

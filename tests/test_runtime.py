@@ -15,7 +15,8 @@ from hand_written_plans import M, N, executable, launch, make_plan, sizes, softm
 
 from graphc.backends.llvm import team as team_module
 from graphc.backends.llvm.executable import BOUND_SIZES, compile_plan
-from graphc.errors import IndexOutOfRangeError, RunError
+from graphc.errors import IndexOutOfRangeError
+from graphc.location import UNKNOWN
 from graphc.plan import Check, Plan, Ref, Slot
 from graphc.types import float32, int64
 
@@ -106,8 +107,8 @@ def test_constants_are_read_from_their_own_copy() -> None:
     np.testing.assert_array_equal(y, np.arange(8) + 1)
 
 
-def negative_index(position: int, found: int) -> RunError:
-    return IndexOutOfRangeError(f"{found} at {position}")
+def negative_index(message: str) -> Check:
+    return Check(IndexOutOfRangeError, message, UNKNOWN, "take")
 
 
 def counting_plan() -> Plan:
@@ -122,7 +123,7 @@ def counting_plan() -> Plan:
         inputs=(value(int64, N),),
         outputs=(value(int64, N),),
         variables=(value(int64, N),),
-        checks=((Check(negative_index),),),
+        checks=((negative_index("{value} at {position}"),),),
     )
 
 
@@ -135,7 +136,7 @@ def test_a_fault_leaves_state_untouched(threads: int) -> None:
     bad = good.copy()
     bad[n - 3] = -7
     for expected in range(1, 6):
-        with pytest.raises(IndexOutOfRangeError, match=rf"^-7 at {n - 3}$"):
+        with pytest.raises(IndexOutOfRangeError, match=rf"^take: -7 at {n - 3}\n"):
             program.run([bad], [state], sizes(n=n), threads)
         program.run([good], [state], sizes(n=n), threads)
         np.testing.assert_array_equal(state, expected * good)
@@ -143,7 +144,7 @@ def test_a_fault_leaves_state_untouched(threads: int) -> None:
 
 def test_the_earliest_faulty_step_is_reported() -> None:
     def error(name: str) -> Check:
-        return Check(lambda position, found: IndexOutOfRangeError(f"{name}: {found}"))
+        return Check(IndexOutOfRangeError, "{value}", UNKNOWN, name)
 
     steps = (
         launch("checked", Ref("input", 0), Ref("output", 0), Ref("fault", 1)),
@@ -160,7 +161,7 @@ def test_the_earliest_faulty_step_is_reported() -> None:
     )
     fine, bad = np.array([1]), np.array([-2])
     for inputs, message in [((bad, bad), "first"), ((fine, bad), "second")]:
-        with pytest.raises(IndexOutOfRangeError, match=f"^{message}: -2$"):
+        with pytest.raises(IndexOutOfRangeError, match=rf"^{message}: -2\n"):
             program.run(inputs, [], sizes(n=1), 1)
     program.run((fine, fine), [], sizes(n=1), 1)
 

@@ -18,7 +18,6 @@ import numpy as np
 from graphc import dims
 from graphc.arena import Slot
 from graphc.dims import Dim, DimLike
-from graphc.errors import RunError
 from graphc.kernel import (
     Access,
     Expr,
@@ -328,11 +327,7 @@ def _name(value: Value) -> str:
 
 
 def _check(site: CheckSite) -> Check:
-    def make_error(position: int, value: int) -> RunError:
-        text = site.message.replace("{value}", str(value)).replace("{position}", str(position))
-        return site.error(f"{site.op}: {text}\n  at {site.loc}   {site.loc.source}")
-
-    return Check(make_error)
+    return Check(site.error, site.message, site.loc, site.op)
 
 
 def _copy_step(value: Value, variable: Tensor) -> LoweredStep:

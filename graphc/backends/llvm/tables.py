@@ -8,6 +8,7 @@ Imports: driver, memory, team, plan, kernel, dims.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -23,8 +24,7 @@ from graphc.backends.llvm.memory import Array, OutputPool, address_of, aligned_b
 from graphc.backends.llvm.team import release
 from graphc.dims import Atom, Dim, DimLike, Sizes, evaluate
 from graphc.errors import SizeError
-from graphc.kernel import Contraction, Kernel, sizes_of
-from graphc.plan import Plan, Ref, Step
+from graphc.plan import Plan, Ref, Space, Step
 
 Words = npt.NDArray[np.int64]
 
@@ -54,7 +54,7 @@ MAX_SIZE = 1 << 56
 
 FAULT_WORDS = 4
 
-_PARALLEL = 4
+_PARALLEL, _STOP = 4, 12
 
 
 class _Numbers:
@@ -82,7 +82,7 @@ class PlanTables:
         self._waits = np.array([s.wait_from for s in steps], np.int64)
         if 0 < plan.commit < len(steps):
             self._waits[plan.commit] = 0
-        self._first_write = _first_write(plan)
+        self._first_write = first_write(plan)
         self._blocks = _indices(numbers.all(s.blocks for s in steps))
         self._args_at = _starts(len(s.args) for s in steps)
         self._sizes_at = _starts(len(s.sizes) for s in steps)
@@ -261,11 +261,18 @@ class Context:
         self.faults = self.words[places.faults : places.borders].reshape(-1, FAULT_WORDS)
         borders = places.end - places.borders
         self._entry = struct.Struct(f"={borders}q")
+        self._stop = ctypes.c_int64.from_address(self.address + 8 * _STOP)
         self._borders = memory.data[8 * places.borders : 8 * places.end]
 
     def enter(self, arrays: Iterable[Array]) -> None:
         """Name the arrays of the next run: inputs, state, outputs, in plan order."""
         self._entry.pack_into(self._borders, 0, *map(_BORDER, arrays))
+        self._stop.value = 0
+
+    @property
+    def committed(self) -> bool:
+        """Whether the run that was entered last has written state, or has ended well."""
+        return self._stop.value < 0
 
     def __del__(self, release: Callable[[int], None] = release) -> None:
         # A worker that lost the processor may still be about to look at these tables.  The default
@@ -289,7 +296,7 @@ def _positions(refs: Sequence[Ref], kind: str) -> tuple[npt.NDArray[np.intp], np
     return _indices(i for i, _ in found), _indices(j for _, j in found)
 
 
-def _first_write(plan: Plan) -> int:
+def first_write(plan: Plan) -> int:
     """The first step that writes state, or how many steps there are."""
     writing = (
         i for i, s in enumerate(plan.steps) if any(s.args[w].kind == "state" for w in s.writes)
@@ -301,20 +308,18 @@ def _work_tables(
     plan: Plan, numbers: _Numbers
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
     """Numbers whose product is each step's iteration space, and what one point of it costs."""
-    columns = [sizes_of(kernel) for kernel in plan.kernels]
-    rows = [numbers.all(_axes(plan.kernels[s.kernel], columns[s.kernel], s)) for s in plan.steps]
+    rows = [numbers.all(_axes(plan.spaces[s.kernel], s)) for s in plan.steps]
     widest = max((len(r) for r in rows), default=0)
     table = np.zeros((len(rows), widest), np.intp)
     for i, row in enumerate(rows):
         table[i, : len(row)] = row
-    contractions = [isinstance(plan.kernels[s.kernel], Contraction) for s in plan.steps]
+    contractions = [plan.spaces[s.kernel].contraction for s in plan.steps]
     return table, np.where(contractions, 1 / CONTRACTION_DISCOUNT, 1.0)
 
 
-def _axes(kernel: Kernel, columns: Sequence[Dim], step: Step) -> list[DimLike]:
+def _axes(space: Space, step: Step) -> list[DimLike]:
     """The kernel's extents in terms of the plan's sizes."""
-    actual = dict(zip(columns, step.sizes, strict=True))
-    return [a if isinstance(a, int) else actual[a] for a in kernel.axes]
+    return [a if a >= 0 else step.sizes[-1 - a] for a in space.axes]
 
 
 def _atoms(dims: Iterable[DimLike]) -> tuple[Atom, ...]:
@@ -337,8 +342,6 @@ def _data_offset() -> int:
 
     NumPy's ABI puts it right after the object header; the driver then reads it natively.
     """
-    import ctypes
-
     offset = object.__basicsize__
     for array in (np.zeros(3), np.zeros((2, 5), np.float32)[1:]):
         there = ctypes.c_int64.from_address(id(array) + offset).value
