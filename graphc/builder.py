@@ -10,10 +10,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from graphc.constraints import Constraint, collecting
+from graphc.constraints import Constraint, collected
 from graphc.errors import GraphcError
 from graphc.location import UNKNOWN, Location
-from graphc.node import Attrs, AttrsKey, Node, Op, Tensor, key_of_attrs
+from graphc.node import AttrsKey, Node, Op, Tensor, key_of_attrs
 from graphc.types import TensorType
 
 # ---- factories -----------------------------------------------------------------------------
@@ -72,27 +72,19 @@ def infer_node(
     op: Op, inputs: Sequence[Tensor], attrs: dict[str, Any]
 ) -> tuple[dict[str, Any], tuple[TensorType, ...], tuple[Constraint, ...]]:
     """Canonical attrs, output types and undecided constraints; raises unlocated errors."""
-    types = tuple([t.node.types[t.index] for t in inputs])
+    types = tuple([t.type for t in inputs])
     if op.normalize is not None and not any(t.shape is None for t in types):
         attrs = op.normalize(types, attrs)
     if op.kind not in _REMEMBERED_KINDS:
-        return attrs, *_infer(op, types, attrs)
+        return attrs, *collected(op.infer, types, attrs)
     key = (op, types, tuple(attrs.items()))
     found = _inferred.get(key)
     if found is None:
-        found = _infer(op, types, attrs)
+        found = collected(op.infer, types, attrs)
         if len(_inferred) >= _LIMIT:
             _inferred.clear()
         _inferred[key] = found
     return attrs, *found
-
-
-def _infer(
-    op: Op, types: Sequence[TensorType], attrs: Attrs
-) -> tuple[tuple[TensorType, ...], tuple[Constraint, ...]]:
-    with collecting() as constraints:
-        outputs = op.infer(types, attrs)
-    return outputs, tuple(constraints)
 
 
 def located(error: GraphcError, op: Op, inputs: Sequence[Tensor], loc: Location) -> GraphcError:

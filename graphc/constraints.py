@@ -7,10 +7,10 @@ Imports: dims, errors.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from graphc.dims import DimLike
 from graphc.errors import ShapeError
@@ -39,12 +39,16 @@ class _Pending(threading.local):
 _pending = _Pending()
 
 
-@contextlib.contextmanager
-def collecting() -> Iterator[list[Constraint]]:
-    """The list that fills with the constraints stated inside the block, in this thread."""
+Inferred = TypeVar("Inferred")
+
+
+def collected(
+    infer: Callable[..., Inferred], *args: Any
+) -> tuple[Inferred, tuple[Constraint, ...]]:
+    """What an infer function says of its arguments, and the constraints it states meanwhile."""
     outer, _pending.constraints = _pending.constraints, []
     try:
-        yield _pending.constraints
+        return infer(*args), tuple(_pending.constraints)
     finally:
         _pending.constraints = outer
 

@@ -205,17 +205,14 @@ class Tensor:
     identity, so tensors are dictionary keys.
     """
 
-    __slots__ = ("__weakref__", "index", "node")
+    __slots__ = ("__weakref__", "index", "node", "type")
     __array_priority__ = 1000
     __array_ufunc__ = None
 
     def __init__(self, node: Node, index: int) -> None:
-        self.node = node
-        self.index = index
-
-    @property
-    def type(self) -> TensorType:
-        return self.node.types[self.index]
+        self.node: Final = node
+        self.index: Final = index
+        self.type: Final = node.types[index]
 
     @property
     def dtype(self) -> DType:

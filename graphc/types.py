@@ -104,16 +104,18 @@ def as_dtype(spec: Any) -> DType:
     """
     if isinstance(spec, DType):
         return spec
-    if isinstance(spec, str) and spec in _BY_NAME:
-        return _BY_NAME[spec]
+    if isinstance(spec, (str, np.dtype)):
+        known = _BY_NAME.get(spec) if isinstance(spec, str) else _BY_NUMPY.get(spec)
+        if known is not None:
+            return known
     try:
         numpy = np.dtype(spec)
     except TypeError:
         raise GraphTypeError(f"not a dtype: {spec!r}") from None
     found = _BY_NUMPY.get(numpy.newbyteorder("="))
     if found is None or spec is None:
-        known = ", ".join(d.name for d in DTYPES)
-        raise GraphTypeError(f"dtype {spec!r} is not supported (supported: {known})")
+        listed = ", ".join(d.name for d in DTYPES)
+        raise GraphTypeError(f"dtype {spec!r} is not supported (supported: {listed})")
     return found
 
 

@@ -98,15 +98,23 @@ def _as_array(value: Any, dtype: DType | None) -> np.ndarray[Any, Any]:
 
 def as_tensor(value: Any, dtype: DType | None = None) -> Tensor:
     """A tensor as it is; anything else becomes a constant."""
-    if isinstance(value, Tensor):
-        return value.current() if hasattr(type(value), "current") else value
+    if type(value) is Tensor:
+        return value
+    if isinstance(value, Tensor):  # a variable
+        current: Tensor = value.current()
+        return current
     if isinstance(value, Node):
         raise GraphTypeError(f"operation {value.name!r} has no value to compute with")
     return constant(value, dtype)
 
 
+_PLAIN = frozenset((Tensor,))
+
+
 def as_tensors(*values: Any) -> list[Tensor]:
     """Operands brought together by NumPy's rules: Python scalars take their partners' dtype."""
+    if _PLAIN.issuperset(map(type, values)):
+        return list(values)
     typed = [v for v in values if isinstance(v, (Tensor, np.ndarray, np.generic))]
     if not typed or len(typed) == len(values):
         return [as_tensor(v) for v in values]
@@ -125,9 +133,10 @@ def is_strict() -> bool:
 
 def promoted(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors cast to their common dtype."""
-    common = promote(*[t.dtype for t in tensors])
-    if all(t.dtype is common for t in tensors):
+    dtypes = [t.type.dtype for t in tensors]
+    if dtypes.count(dtypes[0]) == len(dtypes):
         return list(tensors)
+    common = promote(*dtypes)
     if is_strict():
         listed = ", ".join(str(t.dtype) for t in tensors)
         raise GraphTypeError(
@@ -430,9 +439,9 @@ def _elementwise_function(
             raise GraphTypeError(
                 f"{record.name} takes {arity} operand{'s' * (arity > 1)}, got {len(operands)}"
             )
-        unknown = set(kwargs) - set(defaults)
-        if unknown:
-            raise GraphTypeError(f"{record.name} has no parameter {unknown.pop()!r}")
+        for key in kwargs:
+            if key not in defaults:
+                raise GraphTypeError(f"{record.name} has no parameter {key!r}")
         if result == "select":
             condition = as_tensor(operands[0])
             tensors = [condition, *promoted(record.name, as_tensors(*operands[1:]))]

@@ -218,6 +218,8 @@ read_op = op(
 
 def _infer_assign(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     variable, value = types
+    if value is variable:
+        return (variable,)
     if value.dtype is not variable.dtype:
         raise GraphTypeError(f"a value of dtype {value.dtype} for a {variable.dtype} variable")
     message = f"a value of type {value} for a variable of type {variable}"
