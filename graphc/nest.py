@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from graphc.dims import DimLike, add, floordiv, mul
@@ -45,8 +46,9 @@ def at(
     return Index(pairs, shift, div, guarded or div != 1)
 
 
+@lru_cache(1 << 14)
 def contiguous(shape: Shape) -> tuple[DimLike, ...]:
-    """Element strides of a row-major array."""
+    """Element strides of a row-major array; the same tuple for the same shape."""
     strides: list[DimLike] = []
     step: DimLike = 1
     for d in reversed(shape):

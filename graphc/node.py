@@ -139,6 +139,7 @@ class Node:
         "graph",
         "id",
         "inputs",
+        "kind",
         "loc",
         "name",
         "op",
@@ -160,6 +161,7 @@ class Node:
         attrs_key: AttrsKey | None = None,
     ) -> None:
         self.op: Final = op
+        self.kind: Final = op.kind
         self.inputs: Final = inputs
         self.attrs: Final = attrs
         self.types: Final = types
@@ -178,10 +180,6 @@ class Node:
         if found is None:
             found = self._attrs_key = key_of_attrs(self.attrs)
         return found
-
-    @property
-    def kind(self) -> str:
-        return self.op.kind
 
     @property
     def title(self) -> str:

@@ -74,12 +74,13 @@ class Fusion:
 
 def fuse(program: Program) -> Fusion:
     """Partition the program into groups."""
-    return _Fuser(_own_roots(program)).run()
+    uniforms = Uniforms()
+    return _Fuser(_own_roots(program, uniforms), uniforms).run()
 
 
-def _own_roots(program: Program) -> Program:
+def _own_roots(program: Program, uniforms: Uniforms) -> Program:
     """Give every root memory of its own: copy inputs, state, views and values wanted twice."""
-    views, uniforms = Views(), Uniforms()
+    views = Views()
     taken: set[int] = set()
     for node in program.order():  # inputs first, so that no question goes deep
         for t in node.outputs:
@@ -107,11 +108,12 @@ def _own_roots(program: Program) -> Program:
 
 
 class _Fuser:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, uniforms: Uniforms) -> None:
         self.program = program
         self.order = program.order()
         self.views = Views()
-        self.uniforms = Uniforms()
+        self.uniforms = uniforms
+        self.bases: dict[int, list[Tensor]] = {}
         self.groups: list[Group] = []
         self.group_of: dict[int, Group] = {}
         self.roots = {id(t) for t in program.roots}
@@ -231,12 +233,17 @@ class _Fuser:
 
     def _bases(self, t: Tensor) -> list[Tensor]:
         """The arrays a member reads."""
-        node = t.node
-        if node.kind == "view":
-            return [self.views.source(t).base]
-        if node.kind in ("leaf", "state"):
-            return [t]
-        return [self.views.of(i).base for i in node.inputs]
+        found = self.bases.get(id(t))
+        if found is None:
+            node = t.node
+            if node.kind == "view":
+                found = [self.views.source(t).base]
+            elif node.kind in ("leaf", "state"):
+                found = [t]
+            else:
+                found = [self.views.of(i).base for i in node.inputs]
+            self.bases[id(t)] = found
+        return found
 
     def _new(self, kind: str, shape: Shape, head: Node) -> Group:
         group = Group(len(self.groups), kind, shape, head)
