@@ -305,6 +305,7 @@ def get_collection(key: str, scope: str | None = None) -> list[_Any]:
 
 _LAZY_MODULES = ("export", "nn", "train")
 _LAZY_NAMES = {
+    "check": "graphc.debug",
     "explain": "graphc.explanation",
     "freeze": "graphc.export",
     "load_graph": "graphc.export",

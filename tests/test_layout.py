@@ -16,7 +16,7 @@ LAYERS = """
 cli demo demo_figures __main__
 graphc
 nn train export frontends onnx compat
-call compiler default_session execution nan_guard variable_store feeds fetches session function
+call compiler default_session execution nan_guard variable_store read_write_lock feeds fetches session function
     function_inputs shared explanation derivatives custom host_calls debug
 passes backends
 ops
@@ -24,7 +24,7 @@ node builder graph program rewrite text parse parse_values verify
     kernel nest arena plan plan_text contraction_maps
 types tensor_file trace native_self foreign
 dims constraints location
-errors flags version statistics files
+errors flags forks version statistics files
 """
 """What stands below `graphc.`, highest layer first; an indented line continues the one before.
 

@@ -83,7 +83,7 @@ class Cell:
             return self.accs[expr.value]
         if expr.op == "check":
             if not args[1]:
-                self.faults.append((expr.value, _as_i64(args[0])))
+                self.faults.append((expr.value, as_i64(args[0])))
             return args[0]
         return apply(expr.op, args, expr.dtype)
 
@@ -114,7 +114,7 @@ class Cell:
         return at + element
 
 
-def _as_i64(value: Scalar) -> int:
+def as_i64(value: Scalar) -> int:
     if isinstance(value, np.floating):
         if np.isnan(value):
             return 0
@@ -167,7 +167,7 @@ def _iterate(
 
 def _run_stage(kernel: LoopKernel, stage: Stage, first: int, cell: Cell) -> None:
     outer = cell.index
-    states = [_initial(a) for a in stage.accs]
+    states = [initial(a) for a in stage.accs]
     best = [-1] * len(stage.accs)
     for index in _iterate(kernel, stage.red, dict(outer), cell.sizes):
         cell.index = index
@@ -197,7 +197,7 @@ def _better(op: str, old: Scalar, new: Scalar) -> bool:
     return bool(new > old) if op == "argmax" else bool(new < old)
 
 
-def _initial(acc: Accumulator) -> Scalar:
+def initial(acc: Accumulator) -> Scalar:
     """The value of a reduction over nothing."""
     dtype = acc.expr.dtype
     kind = dtype.numpy.type

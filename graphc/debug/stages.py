@@ -1,0 +1,245 @@
+"""`check`: one run taken apart, every form of the program judged against the reference.
+
+The user's graph, run node by node, against the program cut out of it; each pass, rule by rule; each
+lowered kernel, interpreted, against its operators; the schedule and the places in memory, followed
+step by step; the machine code of each kernel against its interpretation; the whole plan on one
+thread and on several.  The first that is wrong is named.
+Imports: session, execution, passes, backends, debug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from graphc import compiler, feeds
+from graphc.debug.kernels import Buffers, check_steps
+from graphc.debug.meaning import run_graph
+from graphc.debug.native import KernelCode, argument_places, compile_kernels, step_operands
+from graphc.debug.plans import PlanCheck, check_schedule
+from graphc.debug.programs import checked_pass, described, same_roots
+from graphc.debug.report import Finding, FoundError, Report
+from graphc.debug.values import Difference, Samples, disagreement
+from graphc.debug.whole import check_run
+from graphc.errors import FeedError, GraphcError, RunError
+from graphc.fetches import flatten_fetches
+from graphc.host_calls import PartsExecutable, compile_parts, has_host_calls
+from graphc.node import Node, Tensor
+from graphc.passes import fuse, lower, pipeline, plan_memory, resolve_state, schedule
+from graphc.passes import specialise as special
+from graphc.program import Program
+from graphc.session import Session, get_default_session, unfed_placeholder
+
+Array = np.ndarray[Any, Any]
+
+
+def check(
+    fetches: Any,
+    feed_dict: Mapping[Any, Any] | None = None,
+    session: Session | None = None,
+    gradients: bool = False,
+) -> Report:
+    """Run `fetches` once through every stage of compiling and name the first that goes wrong.
+
+    fetches    what `Session.run` takes
+    feed_dict  as for `Session.run`; small arrays, for kernels are interpreted
+    session    whose variables to start from (default: the default session); none are changed
+    gradients  also compare the gradient rule of every operator with numeric differentiation
+
+    Returns a Report; `report.ok` says whether everything agrees, `print(report)` the rest.
+    Raises what `Session.run` would for wrong feeds and fetches.
+    """
+    session = session or get_default_session()
+    if session is None:
+        raise RunError("check: give a session, or enter one")
+    report = Report()
+    try:
+        _Check(session, fetches, feed_dict or {}, report).run(gradients)
+    except FoundError as error:
+        report.finding = error.finding
+    return report
+
+
+class _Check:
+    def __init__(
+        self, session: Session, fetches: Any, feed_dict: Mapping[Any, Any], report: Report
+    ) -> None:
+        self.session = session
+        self.report = report
+        graph = session.graph
+        flat, _ = flatten_fetches(fetches, graph)
+        self.fetches = list(dict.fromkeys(x for x in flat if isinstance(x, Tensor)))
+        self.targets = [x for x in flat if isinstance(x, Node)]
+        self.fed: dict[Tensor, Array] = {}
+        for key, value in feed_dict.items():
+            t = graph.get_tensor_by_name(key) if isinstance(key, str) else key
+            self.fed[t] = feeds.convert(t, value)
+        missing = unfed_placeholder([t.node for t in self.fetches] + self.targets, list(self.fed))
+        if missing is not None:
+            raise FeedError(f"check: {feeds.label(missing)} is needed and not in feed_dict")
+
+    def run(self, gradients: bool) -> None:
+        program, samples = self._resolved()
+        if gradients:
+            from graphc.debug.gradients import check_gradients
+
+            checked = check_gradients(program, samples)
+            self.done("gradients", f"{checked} rules against numeric differentiation")
+        program = self._specialised(program, samples)
+        if not has_host_calls(program):
+            self._compiled(program, samples)
+            return
+        parts: list[Program] = []
+
+        def keep(part: Program) -> tuple[Any, Program]:
+            parts.append(part)
+            return None, part
+
+        whole, _ = compile_parts(program, keep)
+        assert isinstance(whole, PartsExecutable)
+        for part, inner in zip(whole.parts, parts, strict=True):
+            given = {t: samples.of(made) for t, made in zip(inner.inputs, part.given, strict=True)}
+            self._compiled(inner, Samples(given, samples.base.state, samples.sizes))
+
+    def done(self, stage: str, what: str) -> None:
+        """Note that a stage is right."""
+        self.report.stages.append((stage, what))
+
+    # ---- programs
+
+    def _resolved(self) -> tuple[Program, Samples]:
+        fed = tuple(self.fed)
+        program = resolve_state.resolve_state(self.fetches, self.targets, fed)
+        arrays = [self.fed[t] for t in fed]
+        shapes = [a.shape for a in arrays]
+        sizes = feeds.bind_sizes(program.inputs, shapes)
+        state = initial_state(self.session, program)
+        given = dict(zip(program.inputs, arrays, strict=True))
+        samples = Samples(given, state, sizes)
+        fetched, written = run_graph(self.fetches, self.targets, self.fed, state, sizes)
+        wanted = {v.node.id: v for v, _ in program.updates}
+        if set(wanted) != set(written):
+            other = "assigned" if set(written) - set(wanted) else "not assigned"
+            message = f"it updates other variables than are {other}"
+            raise FoundError(Finding("resolve_state", message, subject=program))
+        expected = [
+            (t, a, self.fetches[i])
+            for i, (t, a) in enumerate(zip(program.fetches, fetched, strict=False))
+        ]
+        expected += [(t, written[v.node.id], v) for v, t in program.updates]
+        for t, array, subject in expected:
+            difference = _against(array, t, samples)
+            if difference is not None:
+                message = "the program's value is not the graph's"
+                raise FoundError(
+                    Finding(
+                        "resolve_state",
+                        message,
+                        "",
+                        described(subject),
+                        (subject.node.loc,),
+                        difference,
+                        program,
+                    )
+                )
+        self.done("resolve_state", f"{len(expected)} values against the graph, node by node")
+        return program, samples
+
+    def _specialised(self, program: Program, samples: Samples) -> Program:
+        given = samples.base.given
+        arrays = [given[t] for t in program.inputs]
+        shapes = [a.shape for a in arrays]
+        if any(t.type.shape is None for t in program.inputs):
+            ranks = [len(s) for s in shapes]
+
+            def bound(p: Program) -> Program:
+                made = special.bind_ranks(p, ranks)
+                samples.sizes.update(feeds.bind_sizes(made.inputs, shapes))
+                return made
+
+            program, what = checked_pass("bind_ranks", bound, program, samples)
+            self.done("bind_ranks", what)
+        sizes = samples.sizes
+        feeds.check_constraints(program.constraints(), sizes)
+        meetings = special.unknown_broadcasts(program)
+        outcome = special.broadcast_outcomes(meetings, sizes)
+        known = special.substitution(meetings, outcome)
+        program, what = checked_pass(
+            "specialise", lambda p: special.specialise(p, known), program, samples
+        )
+        self.done("specialise", what)
+        for name, run in pipeline.GRAPH_PASSES:
+            program, what = checked_pass(name, run, program, samples)
+            self.done(name, what)
+        return program
+
+    # ---- kernels and plans
+
+    def _compiled(self, program: Program, samples: Samples) -> None:
+        sizes = samples.sizes
+        fusion = _raised("fuse", lambda: fuse.fuse(program), program)
+        same_roots("fuse", program.roots, fusion.program, samples, "a root is another than before")
+        self.done("fuse", f"{len(fusion.groups)} groups")
+        lowered = _raised("lower", lambda: lower.lower(fusion), program)
+        buffers = Buffers(samples)
+        check_steps(fusion, lowered, buffers, sizes)
+        self.done("lower", f"{len(lowered)} kernels interpreted")
+        ordered = _raised("schedule", lambda: schedule.schedule(fusion, lowered), program)
+        check_schedule(fusion, lowered, ordered)
+        self.done("schedule", f"{len(ordered)} steps in order")
+        plan = _raised(
+            "plan_memory",
+            lambda: plan_memory.plan_memory(fusion, ordered, compiler.blocks_of),
+            program,
+        )
+        places = argument_places(plan, sizes)
+        PlanCheck(fusion, ordered, plan, places, sizes).run()
+        arena = plan.arena_bytes(sizes)
+        self.done("plan_memory", f"what lies where in {arena} bytes, step by step")
+        jit, addresses = compile_kernels(plan)
+        known: dict[int, Array] = {}
+        for s in ordered:
+            known.update((id(v), buffers.of(v)) for v in s.args)
+        seen: set[Any] = set()
+        for i, step in enumerate(plan.steps):
+            if i >= len(ordered):
+                break  # copies to variables: the whole plan shows them
+            code = KernelCode(plan, step, ordered[i], addresses[step.kernel], sizes)
+            key = (step.kernel, tuple(code.sizes.values()))
+            if key not in seen:
+                seen.add(key)
+                code.check(step_operands(ordered[i], known, sizes))
+        self.done("codegen", f"{len(seen)} kernels' machine code")
+        what = check_run(plan, addresses, jit, fusion, samples)
+        self.done("run", what)
+
+
+def _raised(stage: str, run: Any, subject: Any) -> Any:
+    """What a stage gives; an exception in it becomes a finding."""
+    try:
+        return run()
+    except (GraphcError, ArithmeticError, LookupError, TypeError, ValueError, AssertionError) as e:
+        message = f"it raised {type(e).__name__}: {e}"
+        raise FoundError(Finding(stage, message, subject=subject)) from e
+
+
+def _against(expected: Array, t: Tensor, samples: Samples) -> Difference | None:
+    return disagreement(np.asarray(expected), samples.of(t), t.dtype, lambda n: samples.moved(t, n))
+
+
+def initial_state(session: Session, program: Program) -> dict[int, Array]:
+    """What the program's variables hold in a session, by node id; a variable without value that
+    is only written holds zeros."""
+    state: dict[int, Array] = {}
+    read = {n.id for n in program.order() if n.op.name == "variable"}
+    for v in program.variables():
+        if v in session.variables:
+            state[v.node.id] = session.variables.get(v)
+        elif v is session.graph.random_counter or v.node.id not in read:
+            shape = tuple(int(str(d)) for d in v.dims)
+            state[v.node.id] = np.zeros(shape, v.dtype.numpy)
+        else:
+            state[v.node.id] = session.variables.get(v)  # raises UninitializedError
+    return state
