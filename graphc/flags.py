@@ -7,6 +7,7 @@ Imports: errors.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -47,6 +48,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _bytes(text: str) -> int:
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not digits.isdecimal() or unit not in _UNITS:
+        raise ValueError("expected a number of bytes, such as 500M or 2G")
+    return int(digits) * _UNITS[unit]
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
 def _switch(text: str) -> bool:
     if text not in ("0", "1"):
         raise ValueError("expected 0 or 1")
@@ -74,5 +85,43 @@ DUMP: Flag[str | None] = Flag(
     str,
 )
 
-FLAGS: tuple[Flag[int | None] | Flag[bool] | Flag[str | None], ...] = (THREADS, VERIFY, DUMP)
+CACHE: Flag[str | None] = Flag(
+    "GRAPHC_CACHE",
+    None,
+    "the folder that keeps compiled code between processes, or off; unset: one in the user's cache",
+    str,
+)
+
+CACHE_SIZE: Flag[int] = Flag(
+    "GRAPHC_CACHE_SIZE",
+    1 << 30,
+    "bytes the cache may take, as 500M or 2G; what was used longest ago is dropped first",
+    _bytes,
+)
+
+FLAGS: tuple[Flag[int] | Flag[int | None] | Flag[bool] | Flag[str | None], ...] = (
+    THREADS,
+    VERIFY,
+    DUMP,
+    CACHE,
+    CACHE_SIZE,
+)
 """Every flag there is."""
+
+
+# ---- where the cache is ------------------------------------------------------------------------
+
+
+def default_cache_folder() -> str | None:
+    """The folder for this user where GRAPHC_CACHE is unset; None for a user without a home."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "")
+        return os.path.join(base, "graphc", "cache") if base else None
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):
+        home = os.path.expanduser("~")
+        if not os.path.isabs(home):
+            return None
+        inner = ("Library", "Caches") if sys.platform == "darwin" else (".cache",)
+        base = os.path.join(home, *inner)
+    return os.path.join(base, "graphc")

@@ -1,12 +1,18 @@
-"""What every test shares: a fresh default graph, and the option that rewrites golden files."""
+"""What every test shares: a fresh default graph, and the option that rewrites golden files.
+
+Nothing is read from the user's cache or written to it, by processes that tests start neither.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 import graphc as gx
+
+os.environ["GRAPHC_CACHE"] = "off"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

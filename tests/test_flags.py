@@ -28,6 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
         (flags.VERIFY, "1", True),
         (flags.VERIFY, "0", False),
         (flags.DUMP, "a folder", "a folder"),
+        (flags.CACHE, "off", "off"),
+        (flags.CACHE_SIZE, "300", 300),
+        (flags.CACHE_SIZE, "2G", 1 << 31),
+        (flags.CACHE_SIZE, "500m", 500 << 20),
     ],
 )
 def test_a_flag_is_read_when_it_is_used(
@@ -47,6 +51,11 @@ def test_a_flag_is_read_when_it_is_used(
         (flags.THREADS, "0", "GRAPHC_THREADS='0': expected a positive whole number"),
         (flags.THREADS, "two", "GRAPHC_THREADS='two': expected a positive whole number"),
         (flags.VERIFY, "yes", "GRAPHC_VERIFY='yes': expected 0 or 1"),
+        (
+            flags.CACHE_SIZE,
+            "big",
+            "GRAPHC_CACHE_SIZE='big': expected a number of bytes, such as 500M or 2G",
+        ),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(

@@ -2,12 +2,13 @@
 
 Every kernel is a module of its own, named by its content, so that modules are compiled side by side
 and their object code does not depend on what else a plan holds.  Compiling happens under one lock;
-calls may come from any thread.  Imports: object_code, image, signature, codegen, kernel, errors.
+calls may come from any thread.  What the cache on disk has is not compiled.
+Imports: object_code, object_cache, image, signature, codegen, kernel, errors.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
 import re
 import time
@@ -17,21 +18,30 @@ from typing import Any
 
 from graphc import flags
 from graphc.backends.codegen.text import FunctionText
-from graphc.backends.llvm.image import MappedImage, NotLinkable, joined, link
+from graphc.backends.llvm.image import Image, MappedImage, NotLinkable, joined, link
+from graphc.backends.llvm.object_cache import ObjectCache, Unit
 from graphc.backends.llvm.object_code import object_code
 from graphc.backends.llvm.signature import signature
 from graphc.backends.llvm.target import Target, binding, compile_lock, has_symbol
+from graphc.cache import digest
 from graphc.errors import CompileError
 from graphc.kernel import Contraction, Kernel
 
 
 @dataclass
 class CompileStats:
-    """What compiling has cost this process so far."""
+    """What compiling has cost this process so far.
+
+    modules         compiled by LLVM
+    kernels         compiled
+    cache_hits      asked for again
+    kernels_loaded  read from the cache on disk
+    """
 
     modules: int = 0
     kernels: int = 0
     cache_hits: int = 0
+    kernels_loaded: int = 0
     emit_seconds: float = 0.0
     llvm_seconds: float = 0.0
 
@@ -46,33 +56,121 @@ class JIT:
 
     def __init__(self, target: Target | None = None) -> None:
         self.target = target or Target()
+        self.cache = ObjectCache(self.target)
         self._addresses: dict[str, int] = {}
         self._code: list[Any] = []  # what holds machine code in memory
 
     def compile_text(self, text: str, names: Iterable[str]) -> dict[str, int]:
         """The addresses of the named functions of a module; raises CompileError if it is wrong."""
+        names = list(names)
         with compile_lock:
             started = time.perf_counter()
-            _require_symbols(text)
-            addresses = self.load_objects(object_code([text], self.target), names)
-            stats.modules += 1
+            kept = self.cache.module(text)
+            addresses = self._load([kept], names) if kept is not None else None
+            if addresses is None:
+                _require_symbols(text)
+                objects = object_code([text], self.target)
+                addresses, (unit,) = self._load_new(objects, names)
+                self.cache.keep_module(text, unit)
+                stats.modules += 1
             stats.llvm_seconds += time.perf_counter() - started
         return addresses
 
-    def load_objects(self, objects: Sequence[bytes], names: Iterable[str]) -> dict[str, int]:
-        """Put object files into memory; the addresses of the named functions."""
+    def compile_kernels(self, kernels: Sequence[Kernel], threads: int | None = None) -> list[int]:
+        """The address of each kernel.
+
+        New ones are compiled by up to `threads` threads; None: as flags and the machine allow.
+        """
+        started = time.perf_counter()
+        names = [kernel_name(signature(kernel)) for kernel in kernels]
+        stats.emit_seconds += time.perf_counter() - started
+        with compile_lock:
+            new = {
+                name: kernel
+                for name, kernel in zip(names, kernels, strict=True)
+                if name not in self._addresses
+            }
+            stats.cache_hits += len(names) - len(new)
+            if new:
+                self._load_kept(self.cache.kernels(new))
+                new = {name: kernel for name, kernel in new.items() if name not in self._addresses}
+            if new:
+                self._compile_new(new, threads or compile_threads())
+            return [self._addresses[name] for name in names]
+
+    def load_kernels(self, names: Sequence[str], batches: Sequence[bytes]) -> list[int] | None:
+        """The address of each kernel, which some process has compiled into these batches.
+
+        None where one is in neither.
+        """
+        with compile_lock:
+            new = [name for name in dict.fromkeys(names) if name not in self._addresses]
+            if new:
+                self._load_kept(self.cache.batches(batches, new))
+            if not all(name in self._addresses for name in names):
+                return None
+            stats.cache_hits += len(names) - len(new)
+            return [self._addresses[name] for name in names]
+
+    def _load_kept(self, units: Mapping[str, Unit]) -> None:
+        found = self._load(list(units.values()), units) if units else None
+        if found:
+            self._addresses.update(found)
+            stats.kernels_loaded += len(found)
+
+    def _compile_new(self, new: Mapping[str, Kernel], threads: int) -> None:
+        started = time.perf_counter()
+        emitting = 0.0
+        # long ones first: no thread is then left alone with a long one at the end
+        order = sorted(new, key=lambda name: not isinstance(new[name], Contraction))
+
+        def texts() -> Iterator[str]:
+            nonlocal emitting
+            for name in order:
+                begun = time.perf_counter()
+                text = module_text([emit(new[name], name)])
+                emitting += time.perf_counter() - begun
+                yield text
+
+        found, units = self._load_new(object_code(texts(), self.target, threads), order)
+        self._addresses.update(found)
+        self.cache.keep_kernels(dict(zip(order, units, strict=True)))
+        stats.modules += len(new)
+        stats.kernels += len(new)
+        stats.emit_seconds += emitting
+        stats.llvm_seconds += time.perf_counter() - started - emitting
+
+    # ---- code in memory
+
+    def _load_new(
+        self, objects: Sequence[bytes], names: Sequence[str]
+    ) -> tuple[dict[str, int], Sequence[Unit]]:
+        """Put object files into memory: where the named functions are, and what to keep."""
+        units: Sequence[Unit] = objects
+        with contextlib.suppress(NotLinkable):
+            units = [link(data) for data in objects]
+        found = self._load(units, names)
+        return (self._load_by_llvm(objects, names) if found is None else found), units
+
+    def _load(self, units: Sequence[Unit], names: Iterable[str]) -> dict[str, int] | None:
+        """Put code into memory; the addresses of the named functions, or None if that failed."""
+        images = [unit for unit in units if isinstance(unit, Image)]
+        objects = [unit for unit in units if isinstance(unit, bytes)]
+        if objects:
+            return None if images else self._load_by_llvm(objects, names)
         try:
-            images = [link(data) for data in objects]
             together, starts = joined(images)
             mapped = MappedImage(together)
-        except (NotLinkable, OSError, LookupError):
-            return self._load_by_llvm(objects, names)
-        self._code.append(mapped)
+        except (OSError, LookupError):
+            return None
         places = {
             name: mapped.address + start + place
             for image, start in zip(images, starts, strict=True)
             for name, place in image.symbols.items()
         }
+        if not all(name in places for name in names):
+            return None
+        self._code.append(mapped)
         return {name: places[name] for name in names}
 
     def _load_by_llvm(self, objects: Sequence[bytes], names: Iterable[str]) -> dict[str, int]:
@@ -85,50 +183,10 @@ class JIT:
             self._code.append(engine)
             return {name: int(engine.get_function_address(name)) for name in names}
 
-    def compile_kernels(self, kernels: Sequence[Kernel], threads: int | None = None) -> list[int]:
-        """The address of each kernel.
-
-        New ones are compiled by up to `threads` threads; None: as flags and the machine allow.
-        """
-        started = time.perf_counter()
-        keys = [signature(kernel) for kernel in kernels]
-        stats.emit_seconds += time.perf_counter() - started
-        with compile_lock:
-            new = {
-                key: kernel
-                for key, kernel in zip(keys, kernels, strict=True)
-                if key not in self._addresses
-            }
-            stats.cache_hits += len(keys) - len(new)
-            if new:
-                self._compile_new(new, threads or compile_threads())
-            return [self._addresses[key] for key in keys]
-
-    def _compile_new(self, new: Mapping[str, Kernel], threads: int) -> None:
-        started = time.perf_counter()
-        emitting = 0.0
-        names = {key: kernel_name(key) for key in new}
-
-        def texts() -> Iterator[str]:
-            """Long ones first: no thread is then left alone with a long one at the end."""
-            nonlocal emitting
-            for key in sorted(new, key=lambda key: not isinstance(new[key], Contraction)):
-                begun = time.perf_counter()
-                text = module_text([emit(new[key], names[key])])
-                emitting += time.perf_counter() - begun
-                yield text
-
-        found = self.load_objects(object_code(texts(), self.target, threads), names.values())
-        self._addresses.update((key, found[name]) for key, name in names.items())
-        stats.modules += len(new)
-        stats.kernels += len(new)
-        stats.emit_seconds += emitting
-        stats.llvm_seconds += time.perf_counter() - started - emitting
-
 
 def kernel_name(key: str) -> str:
     """The name of the function of a kernel with this signature."""
-    return f"kernel_{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
+    return f"kernel_{digest(key).hex()}"
 
 
 def compile_threads() -> int:
