@@ -11,7 +11,7 @@ import pytest
 
 import graphc as gx
 from graphc.errors import SessionClosedError
-from graphc.variable_store import ReadWriteLock
+from graphc.read_write_lock import ReadWriteLock
 
 DEVICES = ("reference", "cpu")
 
@@ -138,17 +138,23 @@ def test_writers_are_alone_and_not_starved() -> None:
 
     def read() -> None:
         while not stop.is_set():
-            with lock.reading():
-                seen.append(len(inside))
+            turn = lock.turn()
+            lock.read(turn)
+            seen.append(len(inside))
+            turn.over = True
+            lock.settle()
 
     readers = [threading.Thread(target=read) for _ in range(4)]
     for t in readers:
         t.start()
     for _ in range(50):
-        with lock.writing():
-            inside.append(1)
-            time.sleep(0.0002)
-            inside.pop()
+        turn = lock.turn()
+        lock.write(turn)
+        inside.append(1)
+        time.sleep(0.0002)
+        inside.pop()
+        turn.over = True
+        lock.settle()
     stop.set()
     for t in readers:
         t.join(10)

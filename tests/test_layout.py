@@ -16,8 +16,9 @@ LAYERS = """
 cli demo demo_figures __main__
 graphc
 nn train export frontends onnx compat
-call compiler default_session execution nan_guard variable_store read_write_lock feeds fetches session function
-    function_inputs shared explanation derivatives custom host_calls debug plan_cache program_key
+call compiler default_session execution nan_guard variable_store read_write_lock feeds fetches
+    session function function_inputs shared explanation derivatives custom host_calls debug
+    plan_cache program_key
 passes backends
 ops
 node builder graph late_nodes program rewrite text parse parse_values verify

@@ -36,3 +36,13 @@ class Executable(Protocol):
     def arena_bytes(self, sizes: Sizes) -> int:
         """Bytes of scratch memory a run with these sizes uses (0 where there is no arena)."""
         ...
+
+
+def mark_committed(error: BaseException) -> None:
+    """Note that the run had ended before the error, which a signal handler raised, came."""
+    error._graphc_committed = True  # type: ignore[attr-defined]
+
+
+def has_committed(error: BaseException) -> bool:
+    """Whether the run that raised this has updated the state all the same."""
+    return getattr(error, "_graphc_committed", False)

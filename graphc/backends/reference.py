@@ -1,7 +1,7 @@
 """The reference back end: runs a program node by node with each operator's NumPy meaning.
 
 Slow and obvious on purpose: it is the oracle for every pass and every other back end.  The one
-back end that reads graph IR.  Imports: program, graph, dims, errors.
+back end that reads graph IR.  Imports: base, program, graph, dims, errors.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from graphc.backends.base import mark_committed
 from graphc.dims import Sizes
 from graphc.errors import RunError
 from graphc.node import Node, Tensor
@@ -96,6 +97,25 @@ def _typed(t: Tensor, value: Any) -> Array:
     return array
 
 
+def _commit(values: Sequence[tuple[Array, Array]]) -> None:
+    """Set each first array to the second: all of them, whatever a signal handler raises."""
+    interrupt: BaseException | None = None
+    for _ in range(_COMMIT_TRIES):
+        try:
+            for variable, value in values:
+                variable[...] = value
+            break
+        except BaseException as error:  # copying again does no harm
+            interrupt = error
+    if interrupt is not None:
+        mark_committed(interrupt)
+        raise interrupt
+
+
+_COMMIT_TRIES = 100
+"""More signals than this do not come while arrays are copied."""
+
+
 class ReferenceExecutable:
     """A program run by `interpret`; see backends.base.Executable."""
 
@@ -115,8 +135,8 @@ class ReferenceExecutable:
         fetched, updated = interpret(self.program, inputs, by_node, sizes, trace)
         copies = [np.array(a, order="C") for a in fetched]
         fresh = [np.array(a) for a in updated]
-        for (variable, _), value in zip(self.program.updates, fresh, strict=True):
-            by_node[variable.node.id][...] = value
+        variables = [by_node[v.node.id] for v, _ in self.program.updates]
+        _commit(list(zip(variables, fresh, strict=True)))
         return copies
 
     def arena_bytes(self, sizes: Sizes) -> int:

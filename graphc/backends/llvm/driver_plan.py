@@ -168,8 +168,14 @@ early:
   ret i64 %why
 look:
   %bad = call i1 @faulted(ptr %p)
-  %fault = zext i1 %bad to i64
-  ret i64 %fault
+  br i1 %bad, label %fault, label %good
+good:
+  %stop_at = getelementptr i8, ptr %p, i64 96
+  store i64 -1, ptr %stop_at, align 8 ; a signal handler may raise before anyone sees the result
+  br label %fault
+fault:
+  %result = zext i1 %bad to i64
+  ret i64 %result
 }
 """
 

@@ -1,7 +1,8 @@
 """A compiled plan: binds sizes, keeps contexts for reuse, runs.
 
 A plan is read only.  What a run changes lives in a `Context`, taken from a pool for the length of
-the run, so any number of threads may run one executable at once.  Imports: jit, tables, team, plan.
+the run, so any number of threads may run one executable at once.  Imports: jit, tables, team, base,
+plan.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from graphc.backends.base import mark_committed
 from graphc.backends.llvm.jit import JIT, default_jit
 from graphc.backends.llvm.memory import Array
 from graphc.backends.llvm.tables import Context, Layout, PlanTables, default_workers
@@ -83,6 +85,10 @@ class LLVMExecutable:
                 failed = run_traced(self.plan, bound.layout, context, arrays, trace)
             if failed:
                 raise self._fault(context)
+        except BaseException as error:
+            if context.committed:
+                mark_committed(error)
+            raise
         finally:
             bound.keep(context)
         return outputs

@@ -173,7 +173,7 @@ def native_driver() -> Driver:
 
 def release(plan: int) -> None:
     """Return when no worker of this process is inside the plan table at this address."""
-    if _team is not None:
+    if plan and _team is not None:  # 0 where a signal came before there was a table
         _team.release(plan)
 
 

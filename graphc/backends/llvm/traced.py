@@ -1,17 +1,21 @@
-"""A traced run: the steps of a context one by one on the calling thread, each timed.
+"""A traced run: the steps of a context one by one on one thread, each timed.
 
-Imports: driver, memory, tables, plan, trace.
+Signal handlers run on the main thread and may raise between any two steps.  So that no update is
+left half done, a traced run of the main thread takes place on another.
+Imports: base, driver, memory, tables, plan, trace.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from collections.abc import Sequence
 
+from graphc.backends.base import mark_committed
 from graphc.backends.llvm.driver import HEADER_WORDS, STEP_WORDS
 from graphc.backends.llvm.memory import Array, address_of
-from graphc.backends.llvm.tables import Context, Layout
+from graphc.backends.llvm.tables import Context, Layout, first_write
 from graphc.plan import Plan
 from graphc.trace import Trace
 
@@ -21,7 +25,51 @@ _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int6
 def run_traced(
     plan: Plan, layout: Layout, context: Context, arrays: Sequence[Array], trace: Trace
 ) -> bool:
-    """Run the plan on arrays (inputs, state, outputs); whether a check failed before commit."""
+    """Run the plan on arrays (inputs, state, outputs); whether a check failed before commit.
+
+    Raises what a signal handler raises, at once if no state has been written, else at the end.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        return bool(_run(plan, layout, context, arrays, trace, stop))
+    results: list[bool | BaseException | None] = []
+    finished = threading.Lock()
+    finished.acquire()
+
+    def run() -> None:
+        try:
+            results.append(_run(plan, layout, context, arrays, trace, stop))
+        except BaseException as error:
+            results.append(error)
+        finished.release()
+
+    interrupt: BaseException | None = None
+    threading.Thread(target=run, daemon=True).start()
+    while not results:
+        try:
+            finished.acquire(timeout=1)
+        except BaseException as error:
+            interrupt = error
+            stop.set()
+    result = results[0]
+    if interrupt is not None:
+        if result is False:
+            mark_committed(interrupt)
+        raise interrupt
+    if isinstance(result, BaseException):
+        raise result
+    return bool(result)
+
+
+def _run(
+    plan: Plan,
+    layout: Layout,
+    context: Context,
+    arrays: Sequence[Array],
+    trace: Trace,
+    stop: threading.Event,
+) -> bool | None:
+    """Whether a check failed; None if `stop` was set before state was written."""
     words = context.words
     places = layout.places
     patches = words[places.patches : places.faults].reshape(-1, 2)
@@ -31,12 +79,16 @@ def run_traced(
     rows = words[HEADER_WORDS : HEADER_WORDS + STEP_WORDS * len(plan.steps)]
     table = rows.reshape(-1, STEP_WORDS)[:, :5].tolist()
     started = time.perf_counter()
-    failed = False
+    failed: bool | None = False
+    until = first_write(plan)
     for i, (step, (function, args, sizes, _, blocks)) in enumerate(
         zip(plan.steps, table, strict=True)
     ):
         if plan.checks and i == plan.commit and context.faults[:, 0].any():
             failed = True
+            break
+        if i <= until and stop.is_set():
+            failed = None
             break
         kernel = _KERNEL(function)
         begun = time.perf_counter()
@@ -45,4 +97,6 @@ def run_traced(
         trace.add(step.label, begun - started, now - begun, blocks, step.locs)
     for argument, _ in patches.tolist():
         words[places.args + argument] = 0
-    return failed or bool(plan.checks and context.faults[:, 0].any())
+    if failed is not False:
+        return failed
+    return bool(plan.checks and context.faults[:, 0].any())
