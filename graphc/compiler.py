@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from graphc.backends.base import Executable
 from graphc.dims import DimLike
-from graphc.kernel import Contraction, Kernel, blocks
+from graphc.kernel import Contraction, Cut, Kernel, blocks
 from graphc.passes.pipeline import Trace, build_plan, optimize
 from graphc.plan import Plan
 from graphc.program import Program
@@ -22,9 +22,16 @@ def blocks_of(kernel: Kernel) -> DimLike:
     return blocks(kernel)
 
 
+def cut_of(kernel: Contraction) -> Cut:
+    """How the LLVM back end cuts a contraction."""
+    from graphc.backends.codegen.contraction import contraction_cut
+
+    return contraction_cut(kernel)
+
+
 def plan_cpu(program: Program, trace: Trace | None = None) -> tuple[Plan, Program]:
     """The plan of a program for the CPU, and the program as it was lowered."""
-    return build_plan(optimize(program, trace=trace), blocks_of, trace)
+    return build_plan(optimize(program, trace=trace), blocks_of, trace, cut_of)
 
 
 def compile_cpu(program: Program) -> tuple[Executable, Program]:

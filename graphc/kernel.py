@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Union
 
 from graphc.dims import Dim, DimLike, ceildiv, product
+from graphc.forks import new_lock
 from graphc.types import DType
 
 VIRTUAL_LANES = 64
@@ -74,7 +75,7 @@ class Expr:
 
     __slots__ = ("__weakref__", "args", "dtype", "op", "value")
     _interned: ClassVar[weakref.WeakValueDictionary[Any, Expr]] = weakref.WeakValueDictionary()
-    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _lock: ClassVar[threading.Lock] = new_lock()
 
     op: str
     args: tuple[Expr, ...]
@@ -285,6 +286,19 @@ class LoopKernel:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """How code generation cuts a contraction, decided from all that was known of its sizes.
+
+    code      what the code is written for: its own business
+    numbers   what the code can also read at run time, so that contractions that differ in nothing
+              else can share a kernel
+    """
+
+    code: tuple[Any, ...]
+    numbers: tuple[DimLike, ...]
+
+
+@dataclass(frozen=True)
 class Contraction:
     """C[batch, m, n] = sum over k of A(batch, m, k) * B(batch, k, n), then an epilogue.
 
@@ -304,6 +318,7 @@ class Contraction:
     bufs: tuple[DType, ...]
     stores: tuple[Store, ...]
     dtype: DType
+    cut: Cut | None = None
 
     @property
     def axes(self) -> tuple[DimLike, ...]:
@@ -313,7 +328,7 @@ class Contraction:
 Kernel = Union[LoopKernel, Contraction]
 
 
-_PARTS = (LoopKernel, Contraction, Stage, Store, Accumulator, Access, Term, Ragged)
+_PARTS = (LoopKernel, Contraction, Stage, Store, Accumulator, Access, Term, Ragged, Cut)
 """What a kernel consists of besides expressions, sizes and numbers."""
 
 _FIELDS = {part: tuple(f.name for f in fields(part)) for part in _PARTS}
@@ -347,7 +362,7 @@ def rename_sizes(kernel: Kernel, names: Mapping[Dim, DimLike]) -> Kernel:
 def rebuild(kernel: Kernel, changed: Callable[[Any], Any]) -> Kernel:
     """The kernel with parts replaced: `changed(part)` is what takes a part's place, or None where
     the part stays and its own parts are looked at.  Parts are the classes of this module, and Dim.
-    Expressions are asked about once each, operands first.
+    Expressions are asked about once each, operands first, when their own parts have been replaced.
     """
     done: dict[int, Expr] = {}
 
@@ -368,10 +383,9 @@ def rebuild(kernel: Kernel, changed: Callable[[Any], Any]) -> Kernel:
         return make(*[rebuilt(getattr(part, name)) for name in _FIELDS[type(part)]])
 
     for e in expressions_of(kernel):
-        new = changed(e)
-        if new is None:
-            new = Expr(e.op, rebuilt(e.args), rebuilt(e.value), e.dtype)
-        done[id(e)] = new
+        made = Expr(e.op, rebuilt(e.args), rebuilt(e.value), e.dtype)
+        new = changed(made)
+        done[id(e)] = made if new is None else new
     result: Kernel = rebuilt(kernel)
     return result
 

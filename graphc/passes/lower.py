@@ -7,10 +7,11 @@ Imports: fuse, operands, the lowerings of each kind of group.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from graphc.kernel import Contraction, Cut
 from graphc.node import Tensor
 from graphc.passes.fuse import Fusion, Group
 from graphc.passes.lower_contraction import lower_contraction
@@ -21,8 +22,15 @@ from graphc.passes.operands import LoweredStep, Partial, Value, locations_of
 __all__ = ["LoweredStep", "lower"]
 
 
-def lower(fusion: Fusion) -> list[LoweredStep]:
-    """The steps of a fused program, in an order that respects dependencies."""
+CutOf = Callable[[Contraction], Cut]
+"""How a back end cuts a contraction."""
+
+
+def lower(fusion: Fusion, cut_of: CutOf | None = None) -> list[LoweredStep]:
+    """The steps of a fused program, in an order that respects dependencies.
+
+    With `cut_of` contractions carry their cuts, so that they can share kernels.
+    """
     steps: list[LoweredStep] = []
     known: dict[Hashable, _Template] = {}
     for group in fusion.groups:
@@ -30,6 +38,8 @@ def lower(fusion: Fusion) -> list[LoweredStep]:
         template = known.get(signature)
         if template is None:
             made = lower_group(fusion, group)
+            if cut_of is not None:
+                _cut(made, cut_of)
             known[signature] = _Template(made, values)
             steps.extend(made)
         else:
@@ -44,6 +54,12 @@ def lower_group(fusion: Fusion, group: Group) -> list[LoweredStep]:
     if group.kind == "contraction":
         return lower_contraction(fusion, group)
     return lower_nest(fusion, group)
+
+
+def _cut(steps: Sequence[LoweredStep], cut_of: CutOf) -> None:
+    for s in steps:
+        if isinstance(s.kernel, Contraction):
+            s.kernel = replace(s.kernel, cut=cut_of(s.kernel))
 
 
 class _Template:

@@ -15,7 +15,7 @@ from graphc import flags
 from graphc.passes.canonicalise import canonicalise
 from graphc.passes.fuse import fuse
 from graphc.passes.layout import cancel_transposes
-from graphc.passes.lower import lower
+from graphc.passes.lower import CutOf, lower
 from graphc.passes.plan_memory import BlocksOf, plan_memory
 from graphc.passes.schedule import schedule
 from graphc.passes.simplify import simplify
@@ -73,7 +73,10 @@ def optimize(
 
 
 def build_plan(
-    program: Program, blocks_of: BlocksOf, trace: Trace | None = None
+    program: Program,
+    blocks_of: BlocksOf,
+    trace: Trace | None = None,
+    cut_of: CutOf | None = None,
 ) -> tuple[Plan, Program]:
     """Fuse, lower and plan an optimized program; also the program as it was lowered."""
     trace = trace or Trace()
@@ -81,7 +84,7 @@ def build_plan(
     fusion = fuse(program)
     trace.note("fuse", started)
     started = time.perf_counter()
-    steps = lower(fusion)
+    steps = lower(fusion, cut_of)
     trace.note("lower", started)
     started = time.perf_counter()
     steps = schedule(fusion, steps)

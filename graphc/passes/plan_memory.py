@@ -4,7 +4,7 @@ Buffers that are alive together are kept apart, whatever the sizes turn out to b
 output takes over the memory of an input that dies in the same step where the kernel reads each
 element only in the iteration that writes it.  Variables are updated in place when nobody reads the
 old value later and no later step can fail; otherwise by a copy after the commit point.
-Imports: plan, kernel, operands, fuse, program, place, estimate.
+Imports: plan, kernel, operands, fuse, program, place, estimate, share_kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from graphc import dims
 from graphc.arena import Slot
-from graphc.dims import Dim, DimLike
+from graphc.dims import DimLike
 from graphc.kernel import (
     Access,
     Expr,
@@ -26,8 +26,6 @@ from graphc.kernel import (
     Stage,
     Store,
     Term,
-    rename_sizes,
-    sizes_of,
 )
 from graphc.node import Tensor
 from graphc.passes.estimate import Estimate
@@ -35,6 +33,7 @@ from graphc.passes.fuse import Fusion
 from graphc.passes.in_place import may_share
 from graphc.passes.operands import CheckSite, LoweredStep, Value, value_bytes
 from graphc.passes.place import Block, keep_longer, place
+from graphc.passes.share_kernels import share_kernels
 from graphc.passes.wait import find_waits
 from graphc.plan import BufferUse, Check, Plan, Ref, Step
 from graphc.plan import Value as Border
@@ -273,20 +272,17 @@ class _Planner:
     def _table(
         self, rows: Sequence[tuple[LoweredStep, tuple[Ref, ...]]], blocks_of: BlocksOf
     ) -> tuple[tuple[Kernel, ...], tuple[Step, ...]]:
+        distinct = {id(s.kernel): s.kernel for s, _ in rows}
+        shared = share_kernels(list(distinct.values()))
         kernels: dict[Kernel, int] = {}
-        canonical: dict[int, tuple[int, tuple[Dim, ...], DimLike]] = {}
+        made: dict[int, tuple[int, tuple[DimLike, ...], DimLike]] = {}
+        for (key, kernel), found in zip(distinct.items(), shared, strict=True):
+            number = kernels.setdefault(found.kernel, len(kernels))
+            made[key] = number, found.sizes, blocks_of(kernel)
         waits = find_waits(rows, self.slots)
         steps = []
         for (s, refs), wait in zip(rows, waits, strict=True):
-            found = canonical.get(id(s.kernel))
-            if found is None:
-                sizes = sizes_of(s.kernel)
-                names = {d: _size_name(i) for i, d in enumerate(sizes)}
-                kernel = rename_sizes(s.kernel, names)
-                number = kernels.setdefault(kernel, len(kernels))
-                found = (number, sizes, blocks_of(s.kernel))
-                canonical[id(s.kernel)] = found
-            number, sizes, blocks = found
+            number, sizes, blocks = made[id(s.kernel)]
             steps.append(Step(number, refs, s.writes, sizes, blocks, wait, s.label, s.locs))
         return tuple(kernels), tuple(steps)
 
@@ -302,15 +298,6 @@ class _Planner:
             )
             for p in self.places
         )
-
-
-_size_names: list[Dim] = []
-
-
-def _size_name(i: int) -> Dim:
-    while len(_size_names) <= i:
-        _size_names.append(dims.symbol(f"s{len(_size_names)}"))
-    return _size_names[i]
 
 
 # ---- small parts -------------------------------------------------------------------------------

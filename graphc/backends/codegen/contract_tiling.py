@@ -2,7 +2,7 @@
 
 Tiling follows from the contraction and the target alone, never from threads, and never changes
 bits: each element of C is one chain of fused multiply-adds however it is cut.
-Imports: targets, contract_access, kernel, dims.
+Imports: targets, contract_access, kernel, dims, errors.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from graphc.backends.codegen.contract_access import (
     run_length,
 )
 from graphc.backends.codegen.targets import Target
-from graphc.dims import DimLike, ceildiv, maximum, minimum, product
-from graphc.kernel import Access, Contraction, Term
+from graphc.dims import DimLike, atoms, ceildiv, evaluate, maximum, minimum, product
+from graphc.errors import ShapeError
+from graphc.kernel import Access, Contraction, Cut, Term
 
 UNKNOWN_SIZE = 256
 """What tiling assumes of a size known only at run time."""
@@ -45,6 +46,12 @@ SKIPPED_SHARE = 0.1
 
 SCRATCH_BYTES = 544 * 1024
 """Stack a block may use for its packed slices and its tile of C."""
+
+WIDE_BYTES = 1024
+"""Columns of a block, in bytes, that there must be room for."""
+
+TALLEST = 144
+"""Most rows of a block."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +82,16 @@ class Tiling:
     lanes: int
     tile_rows: int
     tile_vectors: int
-    block_rows: int
-    block_cols: int
-    depth: int
-    spread: int  # blocks along rows of unknown number, as long as each has SPREAD_ROWS
+    block_rows: DimLike
+    block_cols: DimLike
+    depth: DimLike
+    spread: DimLike  # blocks along rows of unknown number, as long as each has SPREAD_ROWS
+    most: tuple[int, int, int]  # rows, columns and depth that scratch memory is laid out for
     half: bool  # the last vector of a tile has half the lanes
     skips: bool  # runs of k that lie outside for every row of a tile are skipped
     # (rows, vectors): up to so many rows, B is read in place by such tiles; for symbolic numbers
     few_rows: tuple[tuple[int, int], ...] = ()
+    swapped: bool = False
 
     @property
     def tile_cols(self) -> int:
@@ -100,7 +109,13 @@ def groups(c: Contraction) -> tuple[Group, Group, Group, Group]:
 
 
 def assumed(size: DimLike) -> int:
-    return size if isinstance(size, int) else UNKNOWN_SIZE
+    """A size as tiling takes it: every symbol in it stands for UNKNOWN_SIZE."""
+    if isinstance(size, int):
+        return size
+    try:
+        return max(evaluate(size, dict.fromkeys(atoms(size), UNKNOWN_SIZE)), 0)
+    except ShapeError:
+        return UNKNOWN_SIZE
 
 
 def assumed_size(group: Group) -> int:
@@ -108,12 +123,62 @@ def assumed_size(group: Group) -> int:
     return math.prod(assumed(extent) for extent in group.extents)
 
 
+def cut_of(c: Contraction, target: Target) -> Cut:
+    """The tiling as something a kernel can carry: see `tile`."""
+    t = tile(c, target)
+    code = (
+        t.swapped,
+        (t.pack_left.mode, t.pack_left.fused),
+        (t.pack_right.mode, t.pack_right.fused),
+        t.tile_rows,
+        t.tile_vectors,
+        t.half,
+        t.skips,
+        t.few_rows,
+    )
+    return Cut(code, (t.block_rows, t.block_cols, t.depth, t.spread))
+
+
+def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
+    """The tiling that a kernel carries."""
+    swapped, pack_left, pack_right, tile_rows, vectors, half, skips, few_rows = cut.code
+    block_rows, block_cols, depth, spread = cut.numbers
+    _, m, n, _ = groups(c)
+    rows, cols, left, right = (n, m, c.b, c.a) if swapped else (m, n, c.a, c.b)
+    lanes = target.lanes(c.dtype.itemsize)
+    room = (*_room(tile_rows, vectors * lanes, c.dtype.itemsize), DEPTH)
+    known = zip((block_rows, block_cols, depth), room, strict=True)
+    return Tiling(
+        _guards_first(left, rows) if skips else rows,
+        cols,
+        left,
+        right,
+        Packing(*pack_left),
+        Packing(*pack_right),
+        lanes,
+        tile_rows,
+        vectors,
+        block_rows,
+        block_cols,
+        depth,
+        spread,
+        tuple(n if isinstance(n, int) else most for n, most in known),  # type: ignore[arg-type]
+        half,
+        skips,
+        few_rows,
+        swapped,
+    )
+
+
 def tile(c: Contraction, target: Target) -> Tiling:
-    """The tiling of a contraction on a target."""
+    """The tiling of a contraction on a target: what it carries, or what suits its sizes."""
+    if c.cut is not None:
+        return _carried(c, c.cut, target)
     _, m, n, k = groups(c)
     lanes = target.lanes(c.dtype.itemsize)
     rows, cols, left, right = m, n, c.a, c.b
-    if _orientation_cost(c, n, m, lanes) < _orientation_cost(c, m, n, lanes):
+    swapped = _orientation_cost(c, n, m, lanes) < _orientation_cost(c, m, n, lanes)
+    if swapped:
         rows, cols, left, right = n, m, c.b, c.a
     tile_rows, vectors = _register_tile(assumed_size(rows), cols.size, lanes, target)
     half = _half(cols.size, vectors, lanes)
@@ -127,7 +192,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         pack_right = Packing("direct", len(cols.axes))
         vectors = min(IN_PLACE_SUMS // tile_rows, max(-(-assumed_size(cols) // lanes), 1))
     few_rows: tuple[tuple[int, int], ...] = ()
-    if not isinstance(rows.size, int) and not skips and _lies_in_vectors(right, cols, k):
+    if _may_be_few(rows.size) and not skips and _lies_in_vectors(right, cols, k):
         few_rows = ((1, 4), (min(IN_PLACE_ROWS, tile_rows), 2))
     depth = _depth(k, pack_left.fused if skips else 0)
     block_rows, block_cols = _block(
@@ -153,9 +218,11 @@ def tile(c: Contraction, target: Target) -> Tiling:
         block_cols,
         depth,
         _spread(rows, cols, block_cols),
+        (block_rows, block_cols, depth),
         half,
         skips,
         few_rows,
+        swapped,
     )
 
 
@@ -163,7 +230,7 @@ def block_count(c: Contraction, t: Tiling) -> DimLike:
     """How many blocks there are."""
     rows, cols = t.rows.size, ceildiv(t.cols.size, t.block_cols)
     by_rows = ceildiv(rows, t.block_rows)
-    if t.spread > 1:
+    if t.spread != 1:
         by_rows = maximum(by_rows, minimum(t.spread, ceildiv(rows, SPREAD_ROWS)))
     return product((*c.batch, by_rows, cols))
 
@@ -228,6 +295,13 @@ def _spread(rows: Group, cols: Group, block_cols: int) -> int:
     return 3 if not isinstance(cols.size, int) else -(-3 // max(-(-cols.size // block_cols), 1))
 
 
+def _may_be_few(rows: DimLike) -> bool:
+    """Whether a number of rows known only at run time may be one to IN_PLACE_ROWS."""
+    if isinstance(rows, int):
+        return False
+    return len(rows.terms) > 1 or rows.terms[0][1] <= IN_PLACE_ROWS
+
+
 def _reads_in_place(right: Access, rows: Group, cols: Group, k: Group) -> bool:
     """Whether vectors of B can be loaded where they lie, and few rows share each."""
     few = isinstance(rows.size, int) and rows.size <= IN_PLACE_ROWS
@@ -290,18 +364,25 @@ def _depth(k: Group, fused: int) -> int:
     return max(-(-steps // unit) * unit, 4)
 
 
+def _room(tile_rows: int, tile_cols: int, itemsize: int) -> tuple[int, int]:
+    """The largest rows and columns of a block of such tiles: slices of DEPTH and C fit scratch."""
+    cols = -(-WIDE_BYTES // itemsize // tile_cols) * tile_cols
+    left = SCRATCH_BYTES // itemsize - cols * DEPTH
+    rows = min(left // (DEPTH + cols), TALLEST)
+    return max(rows // tile_rows, 1) * tile_rows, cols
+
+
 def _block(
     rows: int, cols: int, k: int, tile_rows: int, tile_cols: int, depth: int, itemsize: int
 ) -> tuple[int, int]:
     """Rows and columns of a block, from a model of packing, edges and balance over cores."""
     best = (float("inf"), tile_rows, tile_cols)
-    tallest = max(min(144 // tile_rows, -(-rows // tile_rows)), 1)
-    widest = max(min(512 // tile_cols, -(-cols // tile_cols)), 1)
+    most_rows, most_cols = _room(tile_rows, tile_cols, itemsize)
+    tallest = max(min(most_rows // tile_rows, -(-rows // tile_rows)), 1)
+    widest = max(min(most_cols // tile_cols, -(-cols // tile_cols)), 1)
     for tall in range(1, tallest + 1):
         for wide in range(1, widest + 1):
             r, w = tall * tile_rows, wide * tile_cols
-            if (r * depth + w * depth + r * w) * itemsize > SCRATCH_BYTES:
-                continue
             blocks = -(-rows // r) * -(-cols // w)
             work = k * (r * w / 16 + 0.5 * (r + w)) + r * w / 4 + 2000
             cost = sum(-(-blocks // cores) * work * cores for cores in (1, 1, 1, 2, 2, 4))

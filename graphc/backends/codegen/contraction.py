@@ -33,13 +33,14 @@ from graphc.backends.codegen.contract_tiling import (
     Packing,
     Tiling,
     block_count,
+    cut_of,
     groups,
     tile,
 )
 from graphc.backends.codegen.targets import Target, host_target
 from graphc.backends.codegen.text import LANE_INDEX, LANES, FunctionText, scalar_type, vector
 from graphc.dims import DimLike
-from graphc.kernel import Contraction, sizes_of
+from graphc.kernel import Contraction, Cut, sizes_of
 
 STRIP = 16
 STRIP_BYTES = 128
@@ -51,6 +52,11 @@ _LANES32 = LANE_INDEX.replace("i64", "i32")
 def contraction_blocks(c: Contraction, target: Target | None = None) -> DimLike:
     """How many independent blocks the kernel of a contraction has: a formula in sizes."""
     return block_count(c, tile(c, target or host_target()))
+
+
+def contraction_cut(c: Contraction, target: Target | None = None) -> Cut:
+    """How the kernel of a contraction is cut: to be carried by it, see `kernel.Cut`."""
+    return cut_of(c, target or host_target())
 
 
 def emit_contraction(c: Contraction, name: str, target: Target | None = None) -> FunctionText:
@@ -86,30 +92,34 @@ class _Emitter:
     def _layout(self) -> None:
         """Place the packed operands, C and the tables in one stack allocation."""
         t, f, size = self.t, self.f, self.itemsize
+        rows, cols, depth = t.most
         left_words, right_words = record_words(t.left), record_words(t.right)
+        self.depth = f.dim(t.depth)
         if t.pack_left.mode == "rows":
-            self.a_row, self.a_step = (t.depth + self.pad) * size, size
-            self.a_panel = t.tile_rows * self.a_row
+            self.a_row, self.a_step = (depth + self.pad) * size, size
+            self.a_panel = str(t.tile_rows * self.a_row)
+            most_a = t.tile_rows * self.a_row
         else:
             self.a_row, self.a_step = size, t.tile_rows * size
-            self.a_panel = t.depth * self.a_step
+            self.a_panel = f.mul(self.depth, self.a_step)
+            most_a = depth * self.a_step
         self.b_step = t.tile_cols * size
-        self.b_panel = t.depth * self.b_step
-        wide = -(-t.block_cols // LANES) * LANES
+        self.b_panel = f.mul(self.depth, self.b_step)
+        wide = -(-cols // LANES) * LANES
         self.c_row = (wide + LANES) * size
         slack = self.pad * max(t.tile_cols, t.tile_rows, LANES) * size
         needed = {
             "zeros": 64,
             "located": 16 * t.lanes,
             "square": t.lanes * t.lanes * size,
-            "a": t.block_rows // t.tile_rows * self.a_panel + slack,
-            "b": t.block_cols // t.tile_cols * self.b_panel + slack,
-            "c": t.block_rows * self.c_row,
-            "left free": 8 * left_words * t.block_rows,
-            "left k": 8 * left_words * t.depth,
-            "right free": 8 * right_words * t.block_cols,
-            "right k": 8 * right_words * t.depth,
-            "needed": t.block_rows // t.tile_rows * t.depth if t.skips else 0,
+            "a": rows // t.tile_rows * most_a + slack,
+            "b": cols // t.tile_cols * depth * self.b_step + slack,
+            "c": rows * self.c_row,
+            "left free": 8 * left_words * rows,
+            "left k": 8 * left_words * depth,
+            "right free": 8 * right_words * cols,
+            "right k": 8 * right_words * depth,
+            "needed": rows // t.tile_rows * depth if t.skips else 0,
         }
         total = sum(-(-n // 64) * 64 for n in needed.values())
         memory = f.value(f"alloca [{total} x i8], align 64")
@@ -138,11 +148,11 @@ class _Emitter:
         f, t = self.f, self.t
         self.row_count, self.col_count = self._size(t.rows.extents), self._size(t.cols.extents)
         self.k_count = self._size(self.k.extents)
-        row_blocks = self._ceildiv(self.row_count, t.block_rows)
-        if t.spread > 1:
-            spread = f.smin(t.spread, self._ceildiv(self.row_count, SPREAD_ROWS))
+        row_blocks = self._ceildiv(self.row_count, f.dim(t.block_rows))
+        if t.spread != 1:
+            spread = f.smin(f.dim(t.spread), self._ceildiv(self.row_count, SPREAD_ROWS))
             row_blocks = f.smax(row_blocks, spread)
-        col_blocks = self._ceildiv(self.col_count, t.block_cols)
+        col_blocks = self._ceildiv(self.col_count, f.dim(t.block_cols))
         # along an axis of size 0 no block runs, but the text must not divide by a constant 0
         row_blocks, col_blocks = f.smax(row_blocks, 1), f.smax(col_blocks, 1)
         blocks = f.open_loop("%b0", "%b1", 1)
@@ -164,8 +174,8 @@ class _Emitter:
             total = self.f.mul(total, self.f.dim(extent))
         return total
 
-    def _ceildiv(self, size: str, unit: int) -> str:
-        return self.f.udiv(self.f.add(size, unit - 1), unit)
+    def _ceildiv(self, size: str, unit: str | int) -> str:
+        return self.f.udiv(self.f.add(size, self.f.sub(unit, 1)), unit)
 
     def _part(self, size: str, unit: int, index: str, parts: str) -> tuple[str, str]:
         """Part `index` of `parts` even ones of [0, size), cut at multiples of `unit`."""
@@ -188,8 +198,8 @@ class _Emitter:
             self._clear_missing_rows()
         if t.pack_right.mode == "transpose":
             self.right_tables[0].fill(f, self.col0, self.cols)
-        slices = f.open_loop(0, f.smax(self.k_count, 1), t.depth)
-        depth = f.smin(f.sub(self.k_count, slices.index), t.depth)
+        slices = f.open_loop(0, f.smax(self.k_count, 1), self.depth)
+        depth = f.smin(f.sub(self.k_count, slices.index), self.depth)
         for table in (self.left_tables[1], self.right_tables[1]):
             table.fill(f, slices.index, depth)
         self._pack_left(self._packer(self.left, origins["left"]), depth)
@@ -285,7 +295,7 @@ class _Emitter:
         at, needed = tiles.carried
         rows = (tiles.index, f.smin(f.add(tiles.index, t.tile_rows), self.rows))
         pack_needed(f, p, free, rows, k, at, self.a_row, needed)
-        f.close_loop(tiles, [f.offset(at, self.a_panel), f.offset(needed, t.depth)])
+        f.close_loop(tiles, [f.offset(at, self.a_panel), f.offset(needed, t.most[2])])
 
     def _pack_right(self, p: Packer, depth: str) -> None:
         f, t = self.f, self.t
@@ -316,7 +326,7 @@ class _Emitter:
         count: str,
         width: int,
         scratch: str,
-        stride: int,
+        stride: str,
     ) -> None:
         f = self.f
         row = width * self.itemsize
@@ -345,7 +355,7 @@ class _Emitter:
         a: str,
         b: str,
         shape: Tile,
-        panel: int,
+        panel: str | int,
         masked: bool = False,
     ) -> None:
         """Run the register tile over the block, from the steps of k at `a` and `b` on.
@@ -370,7 +380,7 @@ class _Emitter:
         emit_tile(f, shape, a, b, at, steps, first)
         f.close_loop(across, [f.offset(b, panel)])
         below = shape.rows * self.c_row
-        following = [f.offset(a, self.a_panel), f.offset(c, below), f.offset(needed, t.depth)]
+        following = [f.offset(a, self.a_panel), f.offset(c, below), f.offset(needed, t.most[2])]
         f.close_loop(down, following)
 
     def _tile_shape(self) -> Tile:
