@@ -97,3 +97,7 @@ class VerifyError(GraphcError, AssertionError):
 
 class CompileError(GraphcError, RuntimeError):
     """Generated code that LLVM refused: a bug in graphc, not in the user's code."""
+
+
+class GraphGrowthWarning(UserWarning):
+    """A line that adds nodes to a graph again and again while the graph is being run."""

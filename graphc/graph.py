@@ -1,6 +1,6 @@
 """The user's graph: its nodes by name, scopes, collections, and which graph is the default.
 
-Imports: node, builder, location, errors.
+Imports: node, builder, late_nodes, location, errors.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 from graphc.builder import NodeFactory, entered_factories, infer_node, located, making_nodes_in
 from graphc.errors import FinalizedError, GraphcError, GraphError
+from graphc.forks import new_lock, new_rlock
+from graphc.late_nodes import LateNodes, key_of, warn_of_growth
 from graphc.location import user_location
 from graphc.node import OPS, Node, Op, Tensor, as_node, describe
 
@@ -27,6 +29,9 @@ class GraphKeys:
     LOSSES = "losses"
     REGULARIZATION_LOSSES = "regularization_losses"
     SUMMARIES = "summaries"
+
+
+_ALWAYS_KEPT = frozenset(("placeholder", "variable"))
 
 
 class _Scopes(threading.local):
@@ -46,19 +51,38 @@ class Graph:
     """
 
     def __init__(self, seed: int | None = None, strict_dtypes: bool = False) -> None:
-        self.nodes: list[Node] = []
+        self._kept: list[Node] = []
+        self._late: LateNodes | None = None  # once the graph has been run
+        self.nodes_made = 0
         self.seed = seed
         self.strict_dtypes = strict_dtypes
         self.finalized = False
         self._by_name: dict[str, Node] = {}
         self._used: dict[str, int] = {}
         self._collections: dict[str, list[Any]] = {}
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         self._scopes = _Scopes()
         self.random_ops = 0
         self.random_counter: Tensor | None = None
         self.gradient_rules: dict[int, Callable[..., Any]] = {}
         self.function_session: Any = None  # where functions run outside any session
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes in the order they were made.
+
+        Those made without a name after the graph was first run are among them only while something
+        refers to them.
+        """
+        late = self._late.all() if self._late is not None else []
+        return sorted([*self._kept, *late], key=lambda n: n.id) if late else self._kept
+
+    def has_run(self) -> None:
+        """Note that a run of this graph was compiled."""
+        with self._lock:
+            if self._late is None:
+                self._late = LateNodes()
+            self._late.runs += 1
 
     # ---- building
 
@@ -77,42 +101,64 @@ class Graph:
                 raise GraphError(
                     f"{op.name}: {describe(t)} belongs to another graph than the one being built"
                 )
+        ordered = self._scopes.control
+        if control:
+            ordered = tuple(dict.fromkeys((*control, *ordered)))
+        key = growth = None
+        late = self._late if name is None and op.name not in _ALWAYS_KEPT else None
+        if late is not None and not self._scopes.gradient_rules:
+            key = key_of(op, inputs, attrs, ordered, self._scopes.prefix, loc)
+            same = late.find(key) if key is not None else None
+            if same is not None:
+                self.nodes_made += 1
+                return same
         try:
             attrs, types, constraints = infer_node(op, inputs, attrs)
         except GraphcError as error:
             raise located(error, op, inputs, loc) from None
-        ordered = self._scopes.control
-        if control:
-            ordered = tuple(dict.fromkeys((*control, *ordered)))
         with self._lock:
             if self.finalized:
                 raise FinalizedError(f"{op.name}: the graph is finalized ({loc})")
-            unique = self.unique_name(name or op.name)
+            unique = self.unique_name(name or op.name, late is None)
             node = Node(op, tuple(inputs), attrs, types, loc, unique, ordered, self, constraints)
-            self.nodes.append(node)
-            self._by_name[unique] = node
+            self.nodes_made += 1
+            if late is None:
+                self._kept.append(node)
+                self._by_name[unique] = node
+            else:
+                late.add(node, key)
+                growth = late.growth(loc, op)
             if self._scopes.gradient_rules:
                 rule = self._scopes.gradient_rules[-1].get(op.name)
                 if rule is not None:
                     self.gradient_rules[node.id] = rule
+        if growth is not None:
+            warn_of_growth(growth, loc)
         return node
 
-    def unique_name(self, name: str) -> str:
-        """`name` inside the current scope, made unique by a suffix `_1`, `_2`, ..."""
+    def unique_name(self, name: str, keep: bool = True) -> str:
+        """`name` inside the current scope, made unique by a suffix `_1`, `_2`, ...
+
+        keep  remember it for good, and not only as long as there is a node of this name
+        """
         if not isinstance(name, str) or not name or ":" in name:
             raise GraphError(f"a name is text without colons, not {name!r}")
         with self._lock:
             full = self._scopes.prefix + name
             count = self._used.get(full, 0)
             self._used[full] = count + 1
-            if count == 0:
+            if count == 0 and not self._is_late(full):
                 return full
             while True:
                 candidate = f"{full}_{count}"
-                if candidate not in self._used:
-                    self._used[candidate] = 1
+                if candidate not in self._used and not self._is_late(candidate):
+                    if keep:
+                        self._used[candidate] = 1
                     return candidate
                 count += 1
+
+    def _is_late(self, name: str) -> bool:
+        return self._late is not None and self._late.named(name) is not None
 
     def as_default(self) -> contextlib.AbstractContextManager[Graph]:
         """`with graph.as_default():` nodes made in this thread go to this graph."""
@@ -171,6 +217,8 @@ class Graph:
 
     def get_operation_by_name(self, name: str) -> Node:
         node = self._by_name.get(name)
+        if node is None and self._late is not None:
+            node = self._late.named(name)
         if node is None:
             raise GraphError(f"no operation in this graph is called {name!r}")
         return node
@@ -217,7 +265,7 @@ class Graph:
 # ---- the current graph ------------------------------------------------------------------------
 
 _global_graph: list[Graph] = []
-_global_lock = threading.Lock()
+_global_lock = new_lock()
 
 
 def _base_graph() -> Graph:

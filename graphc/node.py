@@ -132,6 +132,7 @@ class Node:
     """
 
     __slots__ = (
+        "__weakref__",
         "_attrs_key",
         "attrs",
         "constraints",

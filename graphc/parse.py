@@ -249,7 +249,8 @@ def insert_node(graph: Graph, node: Node) -> None:
     parts = node.name.split("/")
     for i in range(1, len(parts) + 1):
         graph._used.setdefault("/".join(parts[:i]), 1)
-    graph.nodes.append(node)
+    graph._kept.append(node)
+    graph.nodes_made += 1
     graph._by_name[node.name] = node
     if node.op.name == "variable":
         _make_variable(node)

@@ -298,7 +298,7 @@ class Session(NativeSelf):
         """The call for these fetches and feeds, whichever way they are written."""
         self._check_open()
         flat, rebuild = flatten_fetches(fetches, self.graph)
-        if not self.graph.nodes:
+        if not self.graph.nodes_made:
             raise RunError("the graph is empty: there is nothing to run")
         with self._lock:
             call = self._call(flat, self._feed_keys(feed_dict), self._guarded(options))
@@ -363,6 +363,7 @@ class Session(NativeSelf):
             raise FeedError(
                 f"fetch {', '.join(wanted)} needs {feeds.label(missing)}; feed_dict has {has}"
             )
+        self.graph.has_run()
         return Entry(resolve_state(fetched, targets, fed), self.device, guard)
 
     # ---- state

@@ -168,7 +168,7 @@ def orthogonal(gain: float = 1.0, seed: int | None = None) -> Initializer:
         graph = get_default_graph()
         entropy: Any = seed
         if entropy is None and graph.seed is not None:
-            entropy = (graph.seed, len(graph.nodes))
+            entropy = (graph.seed, graph.nodes_made)
         rows, columns = math.prod(shape[:-1]), shape[-1]
         tall = max(rows, columns), min(rows, columns)
         q, r = np.linalg.qr(np.random.default_rng(entropy).standard_normal(tall))
