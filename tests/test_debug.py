@@ -7,21 +7,84 @@ import pytest
 
 import graphc as gx
 from graphc.debug import Report, check
+from tests.planted_faults import FAULTS, Fault
 from tests.random_graphs import random_graph
 
 
 def checked(seed: int, operations: int = 14) -> Report:
     """What a check of a random graph finds."""
     made = random_graph(seed, operations)
-    with made.graph.as_default(), gx.Session() as session:
+    with made.graph.as_default(), gx.Session(device="reference") as session:
         session.run(gx.global_variables_initializer())
         return check([*made.fetches, *[u.op for u in made.updates]], made.feeds, session)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(20))
 def test_random_graphs_are_right(seed: int) -> None:
     report = checked(seed)
     assert report.ok, f"seed {seed}\n{report}"
+
+
+def small_lenet() -> tuple[list[object], dict[gx.Tensor, np.ndarray]]:
+    """A step of training of a small convolutional network with dropout."""
+    gx.set_random_seed(1)
+    x = gx.placeholder("f32", ("batch", 14, 14, 1), name="x")
+    labels = gx.placeholder("i64", ("batch",), name="labels")
+    layers = gx.nn.layers
+    h = layers.max_pool2d(layers.conv2d(x, 4, 3, activation=gx.nn.relu), 2)
+    h = layers.batch_normalization(layers.conv2d(h, 6, 3, 1, 1), True)
+    h = layers.dense(layers.flatten(h), 8, gx.nn.gelu)
+    h = gx.nn.dropout(h, 0.3)
+    logits = layers.dense(h, 10)
+    losses = gx.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    loss = gx.mean(losses)
+    step = gx.train.Adam(0.01).minimize(loss)
+    rng = np.random.default_rng(0)
+    feeds = {x: rng.normal(size=(3, 14, 14, 1)).astype("f4"), labels: np.array([1, 7, 3])}
+    return [loss, step, *gx.get_collection(gx.GraphKeys.UPDATE_OPS)], feeds
+
+
+def test_training_is_right() -> None:
+    fetches, feeds = small_lenet()
+    with gx.Session(device="reference") as session:
+        session.run(gx.global_variables_initializer())
+        report = check(fetches, feeds, session, gradients=True)
+    assert report.ok, report
+    stages = [name for name, _ in report.stages]
+    assert stages[:2] == ["resolve_state", "gradients"]
+    assert stages[-2:] == ["codegen", "run"]
+    assert str(report).endswith("everything agrees")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.name)
+def test_planted_faults_are_found(fault: Fault) -> None:
+    fetches, feeds = fault.case()
+    with gx.Session(device="reference") as session:
+        session.run(gx.global_variables_initializer())
+        right = check(fetches, feeds, session, gradients=fault.gradients)
+        assert right.ok, f"without the fault\n{right}"
+        with fault.planted():
+            report = check(fetches, feeds, session, gradients=fault.gradients)
+    assert report.finding is not None, f"missed\n{report}"
+    found = report.finding
+    assert {found.stage, f"{found.stage}:{found.rule}"} & set(fault.where), str(found)
+
+
+def test_there_are_fifty_faults() -> None:
+    assert len({f.name for f in FAULTS}) == len(FAULTS) >= 50
+
+
+def test_a_finding_names_rule_line_and_element() -> None:
+    fault = next(f for f in FAULTS if f.name == "a_rule_with_a_wrong_sign")
+    x = gx.placeholder("f32", (None,), name="x")
+    y = gx.placeholder("f32", (None,), name="y")
+    z = x - (-y)
+    with gx.Session(device="reference") as session, fault.planted():
+        report = gx.check(z, {x: [1.0, 2.0], y: [0.0, 5.0]}, session)
+    text = str(report)
+    assert "wrong in simplify, rule subtract_negative" in text
+    assert "at index (1,) expected 7.0, got -3.0 (1 of 2 elements are wrong)" in text
+    assert "test_debug.py" in text and "z = x - (-y)" in text
 
 
 def test_a_check_changes_no_state() -> None:
@@ -36,7 +99,40 @@ def test_a_check_changes_no_state() -> None:
         first = session.run(noisy, feeds)
         report = gx.check([noisy, step], feeds, session)
         assert report.ok, report
-        assert report.stages[0][0] == "resolve_state"
         np.testing.assert_array_equal(session.get_value(v), np.arange(6).reshape(2, 3))
-        again = session.run(noisy, feeds)
-        assert not np.array_equal(first, again)
+        assert not np.array_equal(first, session.run(noisy, feeds))
+
+
+def test_failing_runs_fail_in_every_form() -> None:
+    i = gx.placeholder("i32", (None,), name="i")
+    v = gx.Variable(np.zeros(3, np.int32))
+    step = v.assign(gx.gather(gx.constant([5, 6, 7]), i))
+    with gx.Session(device="reference") as session:
+        session.run(gx.global_variables_initializer())
+        report = gx.check(step, {i: [0, 1, 9]}, session)
+    assert report.ok, report
+    assert [name for name, _ in report.stages] == ["failing"]
+
+
+def test_python_functions_are_called_with_what_they_declared() -> None:
+    x = gx.placeholder("f32", (None,), name="x")
+
+    def double(a: np.ndarray) -> np.ndarray:
+        assert a.dtype == np.float32
+        return 2 * a
+
+    y = gx.py_op(double, [x * 3], "f32", shape=x.dims)
+    with gx.Session(device="reference") as session:
+        report = gx.check(gx.exp(y * 0.1) + x, {x: np.ones(4, np.float32)}, session)
+    assert report.ok, report
+
+
+def test_wrong_feeds_are_the_users_errors() -> None:
+    x = gx.placeholder("f32", (3,), name="x")
+    with gx.Session(device="reference") as session:
+        with pytest.raises(gx.errors.FeedError, match="'x'"):
+            gx.check(x * 2, {}, session)
+        with pytest.raises(gx.errors.FeedError, match="shape"):
+            gx.check(x * 2, {x: np.zeros(4)}, session)
+    with pytest.raises(gx.errors.RunError, match="session"):
+        gx.check(x * 2, {x: np.zeros(3)})

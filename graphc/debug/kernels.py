@@ -5,6 +5,7 @@ Imports: kernel, dims, backends.interpret_arrays, passes.fuse, passes.operands, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from graphc.backends.interpret_arrays import OutsideBufferError, Rounding, interpret
 from graphc.debug.programs import described
 from graphc.debug.report import Finding, FoundError, unique
-from graphc.debug.values import Samples, disagreement
+from graphc.debug.values import Difference, Moved, Samples, disagreement
 from graphc.dims import Dim, Sizes, evaluate
 from graphc.kernel import Kernel, sizes_of
 from graphc.node import Tensor
@@ -34,7 +35,7 @@ class Buffers:
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
-        self._partials: dict[int, tuple[Array, Callable[[int], list[Array]]]] = {}
+        self._partials: dict[int, tuple[Array, Callable[[int], list[Moved]]]] = {}
         self._kept: list[Partial] = []
 
     def of(self, value: Value) -> Array:
@@ -46,15 +47,15 @@ class Buffers:
         """Whether it is known: tensors are, a partial result after its first kernel."""
         return not isinstance(value, Partial) or id(value) in self._partials
 
-    def keep(self, value: Partial, array: Array, moved: Callable[[int], list[Array]]) -> None:
+    def keep(self, value: Partial, array: Array, moved: Callable[[int], list[Moved]]) -> None:
         self._partials[id(value)] = array, moved
         self._kept.append(value)
 
-    def moved(self, value: Value, count: int) -> list[Array]:
-        """The array in runs with roundings."""
+    def moved(self, value: Value, count: int) -> list[Moved]:
+        """The array, and the array in runs with roundings."""
         if isinstance(value, Partial):
             return self._partials[id(value)][1](count)
-        return [a.reshape(-1) for a in self.samples.moved(value, count)]
+        return [(a.reshape(-1), b.reshape(-1)) for a, b in self.samples.moved(value, count)]
 
 
 def kernel_sizes(kernel: Kernel, sizes: Sizes) -> dict[Dim, int]:
@@ -93,7 +94,12 @@ def check_steps(
     """Raise FoundError at the first lowered step that gives other values than its operators."""
     made: set[int] = set()
     for step in steps:
-        _check_step(step, buffers, sizes)
+        judge = Judge("lower", step, buffers, sizes)
+        for j, value in enumerate(step.args):
+            computed = not isinstance(value, Tensor) or id(value) in fusion.group_of
+            if j not in step.writes and computed and id(value) not in made:
+                raise judge.found(f"it reads {_name(value)}, which no kernel before it has made")
+        judge.run(step.kernel, kernel_sizes(step.kernel, sizes))
         made.update(id(step.args[w]) for w in step.writes)
     for t in fusion.program.roots:
         if id(fusion.views.of(t).base) not in made:
@@ -102,50 +108,56 @@ def check_steps(
             )
 
 
-def _check_step(step: LoweredStep, buffers: Buffers, sizes: Sizes) -> None:
-    def found(message: str, **more: Any) -> FoundError:
+class Judge:
+    """Compares what a step's kernel gives, interpreted on right operands, with the reference."""
+
+    def __init__(self, stage: str, step: LoweredStep, buffers: Buffers, sizes: Sizes) -> None:
+        self.stage = stage
+        self.step = step
+        self.buffers = buffers
+        self.sizes = sizes
+
+    def found(self, message: str, difference: Difference | None = None) -> FoundError:
+        step = self.step
         node = f"kernel '{step.label}'"
         locs = unique(step.locs)
         return FoundError(
-            Finding("lower", message, "", node, locs, subject=step, replay=REPLAY, **more)
+            Finding(self.stage, message, "", node, locs, difference, step, replay=REPLAY)
         )
 
-    for j, value in enumerate(step.args):
-        if j not in step.writes and not buffers.has(value):
-            raise found("it reads chunks that no kernel before it has made")
-    arrays = step_buffers(step, buffers, sizes)
-    known = kernel_sizes(step.kernel, sizes)
-    try:
-        faults = interpret(step.kernel, arrays, known)
-    except OutsideBufferError as error:
-        raise found(str(error)) from None
-    if faults:
-        number, position, value_at = faults[0]
-        message = step.checks[number].message.replace("{value}", str(value_at))
-        raise found(f"a check fails that should not, at element {position}: {message}")
+    def run(self, kernel: Kernel, known: dict[Dim, int]) -> None:
+        """Raise FoundError where `kernel` with these sizes is not what the step means."""
+        step, buffers = self.step, self.buffers
+        arrays = step_buffers(step, buffers, self.sizes)
+        try:
+            faults = interpret(kernel, arrays, known)
+        except OutsideBufferError as error:
+            raise self.found(str(error)) from None
+        if faults:
+            number, position, value_at = faults[0]
+            message = step.checks[number].message.replace("{value}", str(value_at))
+            raise self.found(f"a check fails that should not, at element {position}: {message}")
 
-    def interpreted(j: int, count: int) -> list[Array]:
-        runs = []
-        for seed in range(count):
-            again = step_buffers(step, buffers, sizes)
-            interpret(step.kernel, again, known, Rounding(seed))
-            runs.append(again[j])
-        return runs
+        def interpreted(j: int, count: int) -> list[Moved]:
+            runs = []
+            for seed in range(count):
+                again = step_buffers(step, buffers, self.sizes)
+                interpret(kernel, again, known, Rounding(seed))
+                runs.append((arrays[j], again[j]))
+            return runs
 
-    for j in step.writes:
-        value = step.args[j]
-        got = arrays[j]
-        if isinstance(value, Partial):
-            buffers.keep(value, got, lambda n, j=j: interpreted(j, n))  # type: ignore[misc]
-            continue
-        expected = buffers.of(value)
+        for j in step.writes:
+            value = step.args[j]
+            if isinstance(value, Partial) and not buffers.has(value):
+                buffers.keep(value, arrays[j], functools.partial(interpreted, j))
+                continue
 
-        def runs(count: int, j: int = j, value: Value = value) -> list[Array]:
-            return interpreted(j, count) + buffers.moved(value, count)
+            def runs(count: int, j: int = j, value: Value = value) -> list[Moved]:
+                return interpreted(j, count) + buffers.moved(value, count)
 
-        difference = disagreement(expected, got, value.dtype, runs)
-        if difference is not None:
-            raise found(f"it gives another value of {_name(value)}", difference=difference)
+            difference = disagreement(buffers.of(value), arrays[j], value.dtype, runs)
+            if difference is not None:
+                raise self.found(f"it gives another value of {_name(value)}", difference)
 
 
 def _name(value: Value) -> str:

@@ -15,11 +15,12 @@ import numpy as np
 
 from graphc.backends.interpret_arrays import Rounding, interpret
 from graphc.backends.llvm.jit import JIT, emit
+from graphc.backends.llvm.object_cache import ObjectCache
 from graphc.backends.llvm.tables import PlanTables
 from graphc.debug.kernels import elements
 from graphc.debug.plans import Place
 from graphc.debug.report import Finding, FoundError, unique
-from graphc.debug.values import Difference, disagreement, first_wrong, narrowed, widened
+from graphc.debug.values import Difference, Moved, disagreement, first_wrong, narrowed, widened
 from graphc.dims import Dim, Sizes, evaluate
 from graphc.errors import GraphcError
 from graphc.kernel import Contraction, Kernel, sizes_of
@@ -141,12 +142,12 @@ class KernelCode:
     def _compare(
         self, j: int, expected: Array, got: Array, operands: Sequence[Array], infinities: bool
     ) -> None:
-        def moved(count: int) -> list[Array]:
+        def moved(count: int) -> list[Moved]:
             runs = []
             for seed in range(count):
                 again = [widened(a).copy() for a in operands]
                 interpret(self.kernel, again, self.sizes, Rounding(seed))
-                runs.append(again[j])
+                runs.append((expected, again[j]))
             return runs
 
         dtype = self.kernel.bufs[j]
@@ -220,9 +221,22 @@ def step_operands(lowered: LoweredStep, known: Mapping[int, Array], sizes: Sizes
     return made
 
 
+class _Forgetful(ObjectCache):
+    """Neither reads nor keeps code on disk."""
+
+    def _cache(self) -> None:
+        return None
+
+
+def _private_jit() -> JIT:
+    jit = JIT()
+    jit.cache = _Forgetful(jit.target)
+    return jit
+
+
 def compile_kernels(plan: Plan) -> tuple[JIT, list[int]]:
     """Code for a plan's kernels by a compiler of its own; FoundError names one that fails."""
-    jit = JIT()
+    jit = _private_jit()
     try:
         return jit, jit.compile_kernels(plan.kernels)
     except (GraphcError, ArithmeticError, LookupError, TypeError, ValueError, AssertionError):
@@ -232,7 +246,7 @@ def compile_kernels(plan: Plan) -> tuple[JIT, list[int]]:
         step = labels[i]
         try:
             emit(kernel, "kernel")
-            JIT().compile_kernels([kernel])
+            _private_jit().compile_kernels([kernel])
         except (GraphcError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             message = f"it raised {type(error).__name__}: {error}"
         except AssertionError as error:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from graphc import compiler, feeds
-from graphc.debug.kernels import Buffers, check_steps
+from graphc import compiler, dims, feeds
+from graphc.debug.failing import Failing
+from graphc.debug.kernels import Buffers, Judge, check_steps
 from graphc.debug.meaning import run_graph
 from graphc.debug.native import KernelCode, argument_places, compile_kernels, step_operands
 from graphc.debug.plans import PlanCheck, check_schedule
@@ -81,7 +82,11 @@ class _Check:
             raise FeedError(f"check: {feeds.label(missing)} is needed and not in feed_dict")
 
     def run(self, gradients: bool) -> None:
-        program, samples = self._resolved()
+        try:
+            program, samples = self._resolved()
+        except RunError as error:
+            self._failing(error)
+            return
         if gradients:
             from graphc.debug.gradients import check_gradients
 
@@ -106,6 +111,39 @@ class _Check:
     def done(self, stage: str, what: str) -> None:
         """Note that a stage is right."""
         self.report.stages.append((stage, what))
+
+    def _failing(self, error: RunError) -> None:
+        """The graph's own run fails: so must everything made of it."""
+        program = resolve_state.resolve_state(self.fetches, self.targets, tuple(self.fed))
+        arrays = list(self.fed.values())
+        shapes = [a.shape for a in arrays]
+        state = initial_state(self.session, program)
+        ranked = special.bind_ranks(program, [len(s) for s in shapes])
+        sizes = feeds.bind_sizes(ranked.inputs, shapes)
+        failing = Failing(error, state, sizes)
+
+        def inputs(program: Program) -> dict[Tensor, Array]:
+            return dict(zip(program.inputs, arrays, strict=True))
+
+        meetings = special.unknown_broadcasts(ranked)
+        known = special.substitution(meetings, special.broadcast_outcomes(meetings, sizes))
+
+        def specialised(program: Program) -> Program:
+            return special.specialise(program, known)
+
+        failing.program("resolve_state", program, inputs(program))
+        failing.program("bind_ranks", ranked, inputs(ranked))
+        program = ranked
+        for name, run in [("specialise", specialised), *pipeline.GRAPH_PASSES]:
+            program = run(program)
+            failing.program(name, program, inputs(program))
+        fusion = fuse.fuse(program)
+        failing.program("fuse", fusion.program, inputs(program))
+        steps = schedule.schedule(fusion, lower.lower(fusion, compiler.cut_of))
+        failing.kernels(fusion, steps, inputs(program))
+        plan = plan_memory.plan_memory(fusion, steps, compiler.blocks_of)
+        failing.plan(plan, fusion, inputs(program))
+        self.done("failing", f"every form fails as the graph does: {error}".partition("\n")[0])
 
     # ---- programs
 
@@ -166,6 +204,10 @@ class _Check:
         meetings = special.unknown_broadcasts(program)
         outcome = special.broadcast_outcomes(meetings, sizes)
         known = special.substitution(meetings, outcome)
+        for atom, d in known.items():
+            if dims.evaluate(d, sizes) != sizes.get(atom, dims.evaluate(dims.of_atom(atom), sizes)):
+                message = f"it takes size {atom} for {dims.dim_text(d)}, which it is not"
+                raise FoundError(Finding("specialise", message, subject=program))
         program, what = checked_pass(
             "specialise", lambda p: special.specialise(p, known), program, samples
         )
@@ -182,7 +224,7 @@ class _Check:
         fusion = _raised("fuse", lambda: fuse.fuse(program), program)
         same_roots("fuse", program.roots, fusion.program, samples, "a root is another than before")
         self.done("fuse", f"{len(fusion.groups)} groups")
-        lowered = _raised("lower", lambda: lower.lower(fusion), program)
+        lowered = _raised("lower", lambda: lower.lower(fusion, compiler.cut_of), program)
         buffers = Buffers(samples)
         check_steps(fusion, lowered, buffers, sizes)
         self.done("lower", f"{len(lowered)} kernels interpreted")
@@ -203,11 +245,13 @@ class _Check:
         for s in ordered:
             known.update((id(v), buffers.of(v)) for v in s.args)
         seen: set[Any] = set()
-        for i, step in enumerate(plan.steps):
-            if i >= len(ordered):
-                break  # copies to variables: the whole plan shows them
+        judged: set[Any] = set()
+        for i, step in enumerate(plan.steps[: len(ordered)]):  # copies show in the whole plan
             code = KernelCode(plan, step, ordered[i], addresses[step.kernel], sizes)
             key = (step.kernel, tuple(code.sizes.values()))
+            if (key, id(ordered[i].kernel)) not in judged:
+                judged.add((key, id(ordered[i].kernel)))
+                Judge("plan_memory", ordered[i], buffers, sizes).run(code.kernel, code.sizes)
             if key not in seen:
                 seen.add(key)
                 code.check(step_operands(ordered[i], known, sizes))

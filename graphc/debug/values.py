@@ -178,14 +178,14 @@ class Samples:
     def of(self, t: Tensor) -> Array:
         return self.base.of(t)
 
-    def moved(self, t: Tensor, count: int) -> list[Array]:
-        """The tensor's values in `count` runs with roundings."""
+    def moved(self, t: Tensor, count: int) -> list[Moved]:
+        """The tensor's value, and its values in `count` runs with roundings."""
         base = self.base
         while len(self._moved) < count:
             rng = np.random.default_rng(len(self._moved))
             made = Values(base.given, base.state, base.sizes, rng, base)
             self._moved.append(made)
-        return [values.of(t) for values in self._moved[:count]]
+        return [(base.of(t), values.of(t)) for values in self._moved[:count]]
 
 
 # ---- comparing ---------------------------------------------------------------------------------
@@ -236,17 +236,21 @@ def first_wrong(expected: Array, got: Array, wrong: Array) -> Difference | None:
     return Difference(index, expected[index], got[index], count, int(np.size(wrong)))
 
 
+Moved = tuple[Array, Array]
+"""A value as it is, and in a run with roundings."""
+
+
 def disagreement(
     expected: Array,
     got: Array,
     dtype: DType,
-    moved_runs: Callable[[int], list[Array]],
+    moved_runs: Callable[[int], list[Moved]],
     infinities: bool = True,
     slack: float = 0.0,
 ) -> Difference | None:
     """The first element of `got` that roundings in `dtype` do not explain.
 
-    moved_runs  (how many) -> values of `expected` with roundings tried out
+    moved_runs  (how many) -> values before and after roundings are tried out
     infinities  whether a value that is not finite must stay what it is
     slack       roundings of the largest element that are let pass besides
     """
@@ -267,20 +271,24 @@ def disagreement(
 
 
 def _explained(
-    expected: Array, got: Array, dtype: DType, runs: Sequence[Array], slack: float
+    expected: Array, got: Array, dtype: DType, runs: Sequence[Moved], slack: float
 ) -> Array:
     """Where `got` is as near to `expected` as the runs with roundings are, within a factor."""
     if expected.dtype.kind != "f":
-        wide = [np.asarray(x).astype(np.float64) for x in (expected, got, *runs)]
-        low, high = np.minimum.reduce([wide[0], *wide[2:]]), np.maximum.reduce([wide[0], *wide[2:]])
-        return np.asarray((low <= wide[1]) & (wide[1] <= high))
+        low = high = np.zeros(expected.shape)
+        for before, after in runs:
+            change = np.asarray(after).astype(np.float64) - np.asarray(before).astype(np.float64)
+            low, high = np.minimum(low, change), np.maximum(high, change)
+        error = np.asarray(got).astype(np.float64) - np.asarray(expected).astype(np.float64)
+        return np.asarray((low <= error) & (error <= high))
     level = ROUNDING[dtype.name]
     tiny = 4.0 * float(np.finfo(dtype.numpy).smallest_subnormal)
     spread = np.zeros(expected.shape)
     uncertain = np.zeros(expected.shape, bool)
-    for run in runs:
-        uncertain |= np.isfinite(run) != np.isfinite(expected)
-        spread = np.maximum(spread, np.nan_to_num(np.abs(run - expected), nan=0.0))
+    for before, after in runs:
+        uncertain |= np.isfinite(after) != np.isfinite(before)
+        change = np.abs(after - before)
+        spread = np.maximum(spread, np.where(np.isfinite(change), change, 0.0))
     if slack:
         largest = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
         tiny += slack * level * float(largest)

@@ -14,7 +14,15 @@ from graphc.backends.llvm.executable import LLVMExecutable
 from graphc.backends.llvm.jit import JIT
 from graphc.debug.programs import described
 from graphc.debug.report import Finding, FoundError
-from graphc.debug.values import Difference, Samples, disagreement, narrowed, same_bits, widened
+from graphc.debug.values import (
+    Difference,
+    Moved,
+    Samples,
+    disagreement,
+    narrowed,
+    same_bits,
+    widened,
+)
 from graphc.errors import RunError
 from graphc.node import Tensor
 from graphc.passes.fuse import Fusion
@@ -62,7 +70,7 @@ def check_run(
     for t, got in zip(wanted, results[0], strict=True):
         expected = samples.of(t)
 
-        def moved(count: int, t: Tensor = t) -> list[Array]:
+        def moved(count: int, t: Tensor = t) -> list[Moved]:
             return samples.moved(t, count)
 
         # kernels have been judged one by one; here it only matters that nothing is mixed up
