@@ -48,11 +48,12 @@ def entered_factories() -> list[NodeFactory]:
 @contextlib.contextmanager
 def making_nodes_in(factory: NodeFactory) -> Iterator[None]:
     """Make `factory` this thread's current factory inside the block."""
-    _factories.stack.append(factory)
+    stack = _factories.stack  # also when a forked child clears away the block of a lost thread
+    stack.append(factory)
     try:
         yield
     finally:
-        _factories.stack.pop()
+        stack.pop()
 
 
 # ---- inference ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from graphc.backends.base import Executable
 from graphc.backends.reference import ReferenceExecutable
 from graphc.dims import Sizes
 from graphc.errors import FeedError, GraphTypeError, NonFiniteError, ShapeError
+from graphc.forks import new_lock
 from graphc.host_calls import compile_parts, has_host_calls
 from graphc.node import Node, Tensor
 from graphc.passes.specialise import (
@@ -112,7 +114,7 @@ class Entry:
         self.guard = guard
         self._by_rank: dict[tuple[int, ...], _Ranked] = {}
         self._bound: dict[tuple[tuple[int, ...], ...], tuple[Compiled, Sizes]] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         count("programs")
 
     def bind(self, arrays: Sequence[Array]) -> tuple[Compiled, Sizes]:
@@ -205,12 +207,30 @@ def collector_paused() -> Iterator[None]:
     again costs a fifth of the time.
     """
     enabled = gc.isenabled()
-    gc.disable()
     try:
+        if enabled:
+            _pausing.add(threading.get_ident())
+        gc.disable()
         yield
     finally:
         if enabled:
+            _pausing.discard(threading.get_ident())
             gc.enable()
+
+
+_pausing: set[int] = set()
+"""Threads that will switch the collector on again."""
+
+
+def _collect_in_child() -> None:
+    """The thread that would switch the collector on again may not be in this process."""
+    if _pausing - {threading.get_ident()}:
+        gc.enable()
+        _pausing.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_collect_in_child)
 
 
 def native_entry(

@@ -2,19 +2,24 @@
 
 A lock that another thread held would stay locked in the child for ever, so a child gets the locks
 made here free.  What they guard must therefore be right between any two steps of its own, as
-dictionaries are.  `importing` is for what must not be cut in two: a fork waits for its holder.
-Imports: nothing.
+dictionaries are.  Python's own locks of modules that are being imported cannot be freed, so a fork
+waits until no module of ours is.  Imports: nothing.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
+import time
 import weakref
 from typing import Any
 
-importing = threading.RLock()
-"""Held while modules are imported late: no child inherits the import lock of half a module."""
+LATE_IMPORTS = ("graphc", "llvmlite")
+"""What is imported while programs run."""
+
+IMPORT_PATIENCE = 10.0
+"""Seconds that a fork waits for imports of other threads."""
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -36,16 +41,20 @@ def new_rlock() -> Any:
     return lock
 
 
-def _before() -> None:
-    importing.acquire()
+def _await_imports() -> None:
+    until = time.monotonic() + IMPORT_PATIENCE
+    while _importing() and time.monotonic() < until:
+        time.sleep(0.001)
 
 
-def _in_parent() -> None:
-    importing.release()
+def _importing() -> bool:
+    """Whether a thread is importing a module of ours; this one never does while it forks."""
+    bootstrap = getattr(importlib, "_bootstrap", None)
+    names = tuple(getattr(bootstrap, "_module_locks", ()))
+    return any(name.partition(".")[0] in LATE_IMPORTS for name in names)
 
 
 def _in_child() -> None:
-    importing.release()
     for lock in list(_locks):
         owned = getattr(lock, "_is_owned", None)
         if owned is None or not owned():
@@ -53,4 +62,4 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+    os.register_at_fork(before=_await_imports, after_in_child=_in_child)

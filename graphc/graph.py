@@ -173,25 +173,27 @@ class Graph:
     def name_scope(self, name: str | None) -> Iterator[str]:
         """Prefix the names of nodes made inside with `name/`; None leaves all outer scopes."""
         full = self.unique_name(name) if name else ""
-        saved, self._scopes.prefix = self._scopes.prefix, full + "/" if full else ""
+        mine = vars(self._scopes)  # this thread's, whichever thread clears a lost block away
+        saved, mine["prefix"] = self._scopes.prefix, full + "/" if full else ""
         try:
             yield self._scopes.prefix
         finally:
-            self._scopes.prefix = saved
+            mine["prefix"] = saved
 
     @contextlib.contextmanager
     def control_dependencies(self, nodes: Iterable[Node | Tensor] | None) -> Iterator[None]:
         """Nodes made inside run after `nodes`; None clears the dependencies of outer blocks."""
+        mine = vars(self._scopes)
         saved = self._scopes.control
         if nodes is None:
-            self._scopes.control = ()
+            mine["control"] = ()
         else:
             wanted = [as_node(n, self) for n in nodes]
-            self._scopes.control = tuple(dict.fromkeys((*saved, *wanted)))
+            mine["control"] = tuple(dict.fromkeys((*saved, *wanted)))
         try:
             yield
         finally:
-            self._scopes.control = saved
+            mine["control"] = saved
 
     def control_inputs(self) -> tuple[Node, ...]:
         return self._scopes.control
@@ -202,12 +204,12 @@ class Graph:
         unknown = [n for n in rules if n not in OPS]
         if unknown:
             raise GraphError(f"no operator is called {unknown[0]!r}")
-        inherited = self._scopes.gradient_rules[-1] if self._scopes.gradient_rules else {}
-        self._scopes.gradient_rules.append({**inherited, **rules})
+        stack = self._scopes.gradient_rules
+        stack.append({**(stack[-1] if stack else {}), **rules})
         try:
             yield
         finally:
-            self._scopes.gradient_rules.pop()
+            stack.pop()
 
     def finalize(self) -> None:
         """Refuse any further node."""

@@ -1,17 +1,18 @@
 """Objects that native code reads: tables of words, and instances whose methods it takes over.
 
 A class whose methods are native derives from `NativeSelf`.  Its methods are ordinary ones at first;
-each is replaced on the class when there is native code to do it.  Imports: nothing of graphc.
+each is replaced on the class when there is native code to do it.  Imports: forks.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from graphc.forks import new_lock
 
 Words = npt.NDArray[np.int64]
 
@@ -46,4 +47,4 @@ def take_over(cls: type, name: str, method: Any, make: Callable[[], Any]) -> Non
             setattr(cls, name, make())
 
 
-_lock = threading.Lock()
+_lock = new_lock()

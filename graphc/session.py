@@ -36,6 +36,7 @@ from graphc.errors import (
 )
 from graphc.execution import COMPILERS, Entry, RunOptions
 from graphc.fetches import Fetch, Rebuild, flatten_fetches, form_of, require_out, write_out
+from graphc.forks import new_rlock
 from graphc.graph import Graph, GraphKeys, get_default_graph
 from graphc.native_self import NativeSelf, Table, take_over
 from graphc.node import Node, Tensor, topological
@@ -93,7 +94,7 @@ class Session(NativeSelf):
         self.variables = VariableStore(self.graph)
         self._calls: dict[Any, Call] = {}
         self._clock = itertools.count()
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         self._entered = threading.local()
         self._native_table = _empty_table
         self._run_table: RunTable | None = None
@@ -425,12 +426,14 @@ class Session(NativeSelf):
     @contextlib.contextmanager
     def as_default(self) -> Iterator[Session]:
         """Make this the default session of the thread inside the block, without closing it."""
+        me = threading.get_ident()
         push_default_session(self)
         try:
             with self.graph.as_default():
                 yield self
         finally:
-            remove_default_session(self)
+            if me == threading.get_ident():  # not where a forked child clears lost threads away
+                remove_default_session(self)
 
 
 _python_run = Session.run

@@ -5,12 +5,12 @@ Imports: session, graph, ops.state.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from graphc.forks import new_rlock
 from graphc.graph import Graph
 from graphc.node import Tensor, topological
 from graphc.ops.state import Variable, graph_of
@@ -20,7 +20,7 @@ __all__ = ["SharedVariable", "initialize", "session_of", "shared"]
 
 Array = np.ndarray[Any, Any]
 
-_lock = threading.RLock()
+_lock = new_rlock()
 
 
 def session_of(graph: Graph) -> Session:

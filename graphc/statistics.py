@@ -1,13 +1,14 @@
 """Counters of what compiling and running has cost this process: `gx.stats()`.
 
-Imports: nothing of graphc (the LLVM back end's counters are read only if it has been loaded).
+Imports: forks (the LLVM back end's counters are read only if it has been loaded).
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 from dataclasses import asdict, dataclass
+
+from graphc.forks import new_lock
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Statistics:
 
 
 counters = Statistics()
-_lock = threading.Lock()
+_lock = new_lock()
 
 
 def count(name: str, amount: int = 1) -> None:

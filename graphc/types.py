@@ -15,6 +15,7 @@ import numpy as np
 
 from graphc.dims import Dim, DimLike, dim_text
 from graphc.errors import GraphTypeError
+from graphc.forks import new_lock
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class TensorType:
 
     __slots__ = ("__weakref__", "dtype", "shape")
     _interned: ClassVar[weakref.WeakValueDictionary[Any, Any]] = weakref.WeakValueDictionary()
-    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _lock: ClassVar[threading.Lock] = new_lock()
 
     dtype: DType
     shape: Shape | None
