@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Union
 
 from graphc.errors import ShapeError
-from graphc.forks import new_rlock
 
 DimLike = Union[int, "Dim"]
-_lock = new_rlock()
+_lock = threading.RLock()
 
 REMEMBERED = 1 << 15
 """Sums and products of sizes that are remembered: a deep network asks for the same few again."""
@@ -127,6 +127,11 @@ def _make(terms: dict[Monomial, int]) -> DimLike:
 
 def _restored(terms: tuple[tuple[Monomial, int], ...]) -> DimLike:
     return _make(dict(terms))
+
+
+def polynomial(terms: Iterable[tuple[Iterable[Atom], int]]) -> DimLike:
+    """The sum of coefficient * product of atoms; products and factors in any order."""
+    return _make({tuple(sorted(factors)): coefficient for factors, coefficient in terms})
 
 
 def _term_key(item: tuple[Monomial, int]) -> tuple[int, tuple[int, ...]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from graphc.backends.base import Executable
 from graphc.backends.reference import ReferenceExecutable
 from graphc.dims import Sizes
 from graphc.errors import FeedError, GraphTypeError, NonFiniteError, ShapeError
-from graphc.forks import new_lock
 from graphc.host_calls import compile_parts, has_host_calls
 from graphc.node import Node, Tensor
 from graphc.passes.specialise import (
@@ -114,7 +112,7 @@ class Entry:
         self.guard = guard
         self._by_rank: dict[tuple[int, ...], _Ranked] = {}
         self._bound: dict[tuple[tuple[int, ...], ...], tuple[Compiled, Sizes]] = {}
-        self._lock = new_lock()
+        self._lock = threading.Lock()
         count("programs")
 
     def bind(self, arrays: Sequence[Array]) -> tuple[Compiled, Sizes]:
@@ -139,11 +137,30 @@ class Entry:
         outcome = _outcome(ranked, sizes)
         compiled = ranked.by_outcome.get(outcome)
         if compiled is None:
-            program = specialise(ranked.program, substitution(ranked.meetings, outcome))
-            compiled = ranked.by_outcome[outcome] = self._compile(program, sizes)
+            compiled = ranked.by_outcome[outcome] = self._new_plan(ranked, outcome, sizes)
         else:
             count("plan_hits")
         return compiled, sizes
+
+    def _new_plan(self, ranked: _Ranked, outcome: tuple[Any, ...], sizes: Sizes) -> Compiled:
+        """Code for an outcome: out of the cache on disk, or compiled and put there."""
+        place = None
+        if self.device == "cpu":
+            from graphc.plan_cache import place_of  # only now: a reference device has no use for it
+
+            place = place_of(ranked.program, outcome, self.guard)
+        known = substitution(ranked.meetings, outcome)
+        kept = place.load() if place is not None else None
+        if kept is not None:
+            count("plans_loaded")
+            ids = tuple(v.node.id for v in kept.variables)
+            guarded = specialise(ranked.program, known) if self.guard else None
+            state = (kept.variables, ids, kept.read, kept.written)
+            return Compiled(kept.executable, ranked.program, *state, guarded)
+        compiled = self._compile(specialise(ranked.program, known), sizes)
+        if place is not None:
+            place.store(compiled.executable, compiled.program)
+        return compiled
 
     def _build_ranked(self, shapes: tuple[tuple[int, ...], ...]) -> _Ranked:
         program = self.program
@@ -207,30 +224,12 @@ def collector_paused() -> Iterator[None]:
     again costs a fifth of the time.
     """
     enabled = gc.isenabled()
+    gc.disable()
     try:
-        if enabled:
-            _pausing.add(threading.get_ident())
-        gc.disable()
         yield
     finally:
         if enabled:
-            _pausing.discard(threading.get_ident())
             gc.enable()
-
-
-_pausing: set[int] = set()
-"""Threads that will switch the collector on again."""
-
-
-def _collect_in_child() -> None:
-    """The thread that would switch the collector on again may not be in this process."""
-    if _pausing - {threading.get_ident()}:
-        gc.enable()
-        _pausing.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_collect_in_child)
 
 
 def native_entry(

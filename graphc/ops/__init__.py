@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphc.node import OPS, Op
 from graphc.ops import (
     activation,
     arithmetic,
@@ -37,6 +38,7 @@ from graphc.ops import (
 )
 
 __all__ = [
+    "BUILT_IN",
     "activation",
     "arithmetic",
     "arrange",
@@ -69,3 +71,6 @@ __all__ = [
     "statistics",
     "windows",
 ]
+
+BUILT_IN: frozenset[Op] = frozenset(OPS.values())
+"""graphc's own operators; those that come later are the user's."""

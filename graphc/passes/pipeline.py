@@ -38,6 +38,9 @@ GRAPH_PASSES: list[tuple[str, GraphPass]] = [
 ]
 """Program -> program, in order.  resolve_state, bind_ranks and specialise have run before."""
 
+OWN_PASSES = tuple(GRAPH_PASSES)
+"""The list as it was before the user changed it."""
+
 
 @dataclass
 class Trace:

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 from graphc.backends.base import mark_committed
-from graphc.backends.llvm.jit import JIT, default_jit
+from graphc.backends.llvm.jit import JIT, default_jit, kernel_names
 from graphc.backends.llvm.memory import Array
 from graphc.backends.llvm.tables import Context, Layout, PlanTables, default_workers
 from graphc.backends.llvm.team import team
@@ -51,8 +51,15 @@ class _Bound:
 class LLVMExecutable:
     """A plan and its machine code; see `backends.base.Executable`."""
 
-    def __init__(self, plan: Plan, functions: Sequence[int], jit: JIT | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        functions: Sequence[int],
+        jit: JIT | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
         self.plan = plan
+        self.names = names  # of the kernels' code
         self._code = jit  # the functions live as long as the compiler that made them
         self._tables = PlanTables(plan, functions, default_workers())
         self._atoms = self._tables.atoms
@@ -136,4 +143,5 @@ class LLVMExecutable:
 def compile_plan(plan: Plan, jit: JIT | None = None) -> LLVMExecutable:
     """Machine code for a plan: its distinct kernels, compiled together where they are new."""
     jit = jit or default_jit()
-    return LLVMExecutable(plan, jit.compile_kernels(plan.kernels), jit)
+    names = kernel_names(plan.kernels)
+    return LLVMExecutable(plan, jit.compile_kernels(plan.kernels, names), jit, names)

@@ -46,14 +46,16 @@ class NotLinkable(Exception):
 class Image:
     """Code that runs at any address.
 
-    code     the bytes, to be put at a multiple of 64
+    code     the bytes, to be put at a multiple of 64, or of a page if some are writable
     symbols  where each function begins
     imports  (name, where the image wants its address as a word), for what it uses from outside
+    data     how many bytes at the start stay writable, whole pages
     """
 
     code: bytes
     symbols: Mapping[str, int]
     imports: tuple[tuple[str, int], ...] = ()
+    data: int = 0
 
 
 # ---- linking -----------------------------------------------------------------------------------
@@ -90,8 +92,18 @@ class _Linker:
         self.stubs: dict[str, int] = {}  # name -> offset of a jump to it
 
     def image(self) -> Image:
-        for number, section in enumerate(self.sections):
-            if section.flags & _ALLOC and not _is_unwinding(section):
+        needed = [
+            (i, s)
+            for i, s in enumerate(self.sections)
+            if s.flags & _ALLOC and s.size and not _is_unwinding(s)
+        ]
+        for number, section in needed:
+            if section.flags & _WRITE:
+                self._place(number, section)
+        self._pad(_PAGE)
+        data = len(self.code)
+        for number, section in needed:
+            if not section.flags & _WRITE:
                 self._place(number, section)
         for section in self.sections:
             if section.kind == _RELA and section.info in self.at:
@@ -103,7 +115,7 @@ class _Linker:
             for name, section, value, is_global in self.symbols
             if is_global and section in self.at
         }
-        return Image(bytes(self.code), named, tuple(self.slots.items()))
+        return Image(bytes(self.code), named, tuple(self.slots.items()), data)
 
     def _read_sections(self) -> list[_Section]:
         ident, kind, machine, _, _, _, table, _, _, _, _, size, count, names = _HEADER.unpack_from(
@@ -136,10 +148,8 @@ class _Linker:
         return found
 
     def _place(self, number: int, section: _Section) -> None:
-        if section.flags & (_WRITE | _TLS) or section.kind not in (_PROGBITS, _NOBITS):
-            if section.size:
-                raise NotLinkable(f"section {section.name} is neither code nor constants")
-            return
+        if section.flags & _TLS or section.kind not in (_PROGBITS, _NOBITS):
+            raise NotLinkable(f"section {section.name} is neither code nor data")
         if section.align > _ALIGN:
             raise NotLinkable(f"section {section.name} is aligned to {section.align} bytes")
         self._pad(max(section.align, 1))
@@ -202,7 +212,14 @@ def _is_unwinding(section: _Section) -> bool:
 
 
 def joined(images: Sequence[Image]) -> tuple[Image, list[int]]:
-    """One image of several, without their symbols, and where each begins."""
+    """One image of several, without their symbols, and where each begins.
+
+    Raises LookupError for several with writable data.
+    """
+    if len(images) == 1:
+        return images[0], [0]
+    if any(image.data for image in images):
+        raise LookupError("writable data in one of several images")
     code = bytearray()
     starts: list[int] = []
     imports: list[tuple[str, int]] = []
@@ -218,7 +235,10 @@ def joined(images: Sequence[Image]) -> tuple[Image, list[int]]:
 
 
 class MappedImage:
-    """An image in executable memory, which is given back when this object goes."""
+    """An image in executable memory, which is given back when this object goes.
+
+    What is executable is not writable, from before its first use on.
+    """
 
     def __init__(self, image: Image) -> None:
         """Raises OSError where the system refuses such memory, LookupError for a missing import."""
@@ -233,7 +253,8 @@ class MappedImage:
         self._memory[: len(code)] = bytes(code)
         self._held = ctypes.c_char.from_buffer(self._memory)
         self.address = ctypes.addressof(self._held)
-        if _protect(self.address, size, mmap.PROT_READ | mmap.PROT_EXEC):
+        executable = mmap.PROT_READ | mmap.PROT_EXEC
+        if _protect(self.address + image.data, size - image.data, executable):
             raise OSError("memory cannot be made executable")
 
 

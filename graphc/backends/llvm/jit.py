@@ -76,14 +76,17 @@ class JIT:
             stats.llvm_seconds += time.perf_counter() - started
         return addresses
 
-    def compile_kernels(self, kernels: Sequence[Kernel], threads: int | None = None) -> list[int]:
-        """The address of each kernel.
+    def compile_kernels(
+        self,
+        kernels: Sequence[Kernel],
+        names: Sequence[str] | None = None,
+        threads: int | None = None,
+    ) -> list[int]:
+        """The address of each kernel; `names` are their `kernel_names`, if these are known.
 
         New ones are compiled by up to `threads` threads; None: as flags and the machine allow.
         """
-        started = time.perf_counter()
-        names = [kernel_name(signature(kernel)) for kernel in kernels]
-        stats.emit_seconds += time.perf_counter() - started
+        names = names or kernel_names(kernels)
         with compile_lock:
             new = {
                 name: kernel
@@ -187,6 +190,14 @@ class JIT:
 def kernel_name(key: str) -> str:
     """The name of the function of a kernel with this signature."""
     return f"kernel_{digest(key).hex()}"
+
+
+def kernel_names(kernels: Sequence[Kernel]) -> list[str]:
+    """The name of each kernel's function, which says by a hash what it computes."""
+    started = time.perf_counter()
+    names = [kernel_name(signature(kernel)) for kernel in kernels]
+    stats.emit_seconds += time.perf_counter() - started
+    return names
 
 
 def compile_threads() -> int:

@@ -18,7 +18,7 @@ from graphc.cache import KEY_BYTES, Cache, digest, open_cache
 Unit = Union[Image, bytes]
 """Machine code: an image, or the object file where that could not be linked."""
 
-_HEADER = struct.Struct("<cIII")
+_HEADER = struct.Struct("<cIIII")
 _PLACE = struct.Struct("<IH")
 _PREFIX_BYTES = 8
 
@@ -138,7 +138,8 @@ def pack(unit: Unit) -> bytes:
     """A unit as bytes."""
     if isinstance(unit, bytes):
         return b"O" + unit
-    header = _HEADER.pack(b"I", len(unit.code), len(unit.symbols), len(unit.imports))
+    counts = len(unit.symbols), len(unit.imports)
+    header = _HEADER.pack(b"I", len(unit.code), unit.data, *counts)
     places = b"".join(
         _PLACE.pack(place, len(name.encode())) + name.encode()
         for name, place in (*unit.symbols.items(), *unit.imports)
@@ -157,17 +158,17 @@ def unpack(data: bytes) -> Unit | None:
 
 
 def _unpack_image(data: bytes) -> Image | None:
-    mark, size, symbols, imports = _HEADER.unpack_from(data)
+    mark, size, writable, symbols, imports = _HEADER.unpack_from(data)
     at = _HEADER.size
     places: list[tuple[str, int]] = []
     for _ in range(symbols + imports):
         place, length = _PLACE.unpack_from(data, at)
         at += _PLACE.size + length
         places.append((data[at - length : at].decode(), place))
-    if mark != b"I" or len(data) != at + size:
+    if mark != b"I" or len(data) != at + size or writable > size:
         return None
     if any(place >= size for _, place in places[:symbols]):
         return None
     if any(place + 8 > size for _, place in places[symbols:]):
         return None
-    return Image(data[at:], dict(places[:symbols]), tuple(places[symbols:]))
+    return Image(data[at:], dict(places[:symbols]), tuple(places[symbols:]), writable)

@@ -35,6 +35,7 @@ class Driver:
     """The native driver as Python functions; code only, shared by every team of the process."""
 
     def __init__(self, jit: JIT) -> None:
+        self._code = jit  # its code lives as long as this
         architecture = jit.target.architecture
         self.threads = has_symbol("pthread_create") and has_symbol("sched_yield")
         futex = sys.platform == "linux" and architecture in driver.FUTEX_CALL

@@ -1,0 +1,186 @@
+"""What a program is, as a key: equal keys mean that one plan serves both programs.
+
+Nodes, sizes and the user's lines are numbered in the order they are met, so that the key holds no
+name of this process's making: not the serial numbers of symbols, and of lines only which are the
+same.  A plan made for one program refers to these by number and is taken to mean the other's.
+Imports: program, node, ops, dims, types, location.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from graphc.cache import digest
+from graphc.dims import Atom, Dim
+from graphc.location import Location
+from graphc.node import ConstantValue, Node, Tensor
+from graphc.ops import BUILT_IN
+from graphc.program import Program
+from graphc.types import DType
+
+_WORD = 1 << 63
+_INT, _LONG, _FLOAT, _BOOL, _NONE, _TEXT, _TUPLE, _DTYPE, _DIM, _ARRAY = range(10)
+
+
+class NotKeyable(Exception):
+    """The program holds something without a lasting identity, such as a Python function."""
+
+
+class ProgramKey:
+    """A program's key and the numbers behind it.
+
+    digest   20 bytes
+    nodes    every node, by number; `numbers` has the number of each by id
+    atoms    every symbol and function of symbols in a size, by number
+    lines    every line of the user's, by number
+    Raises NotKeyable.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.nodes: list[Node] = list(program.order())
+        self.atoms: dict[Atom, int] = {}
+        self.lines: dict[Location, int] = {}
+        self._words: list[int] = []
+        self._text: list[str] = []
+        self._bytes: list[bytes] = []
+        self._values: dict[Any, int] = {}
+        self.numbers: dict[int, int] = {}  # by id of the node
+        self._add_unused(program)
+        for number, node in enumerate(self.nodes):
+            self.numbers[id(node)] = number
+            self._node(node)
+        self._border(program)
+        self.digest = self.finish()
+
+    def finish(self) -> bytes:
+        """The hash of everything noted."""
+        joined = "\0".join(self._text)
+        if joined.count("\0") >= max(len(self._text), 1):
+            raise NotKeyable("a name holds a null character")
+        return digest(array("q", self._words).tobytes(), joined, *self._bytes)
+
+    def _add_unused(self, program: Program) -> None:
+        """Inputs and variables that no root depends on have numbers too."""
+        known = {id(node) for node in self.nodes}
+        for t in (*program.inputs, *(variable for variable, _ in program.updates)):
+            if id(t.node) not in known:
+                known.add(id(t.node))
+                self.nodes.append(t.node)
+
+    def _node(self, node: Node) -> None:
+        op = node.op
+        if op not in BUILT_IN:
+            raise NotKeyable(f"operator {op.name} is the user's")
+        words = self._words
+        lines = self.lines
+        words += (-1, self._value(op.name), lines.setdefault(node.loc, len(lines)))
+        for t in node.inputs:
+            words += (self.numbers[id(t.node)], t.index)
+        attrs = node.attrs
+        if attrs:
+            words.append(-2)
+            for name in sorted(attrs) if len(attrs) > 1 else attrs:
+                words += (self._value(name), self._value(attrs[name]))
+        self._text.append(node.name)
+
+    def _border(self, program: Program) -> None:
+        words = self._words
+        for group in (
+            program.inputs,
+            program.fetches,
+            [variable for variable, _ in program.updates],
+            [value for _, value in program.updates],
+        ):
+            words.append(-3)
+            for t in group:
+                words += self._reference(t)
+
+    def _reference(self, t: Tensor) -> tuple[int, int]:
+        return self.numbers[id(t.node)], t.index
+
+    def variable(self, number: int) -> Node:
+        """The variable with this number; raises LookupError if it is none."""
+        node = self.nodes[number]
+        if number < 0 or node.op.name != "variable":
+            raise LookupError(f"node {number} is no variable")
+        return node
+
+    def text_of(self, outcome: Sequence[Any]) -> str:
+        """The outcome of broadcasts: words, or symbols and their sizes."""
+        parts = [
+            which
+            if isinstance(which, str)
+            else ",".join(f"{self.atoms[atom]}={size}" for atom, size in which)
+            for which in outcome
+        ]
+        return ";".join(parts)
+
+    # ---- values, each written out once
+
+    def _value(self, value: Any) -> int:
+        kind = value.__class__
+        if kind is tuple:
+            key: Any = (_TUPLE, *map(self._value, value))
+        elif kind is float:
+            key = (_FLOAT, struct.unpack("<q", struct.pack("<d", value))[0])
+        elif kind is str or kind is int or kind is bool or kind is DType or kind is Dim:
+            key = (kind, value)
+        elif kind is ConstantValue:
+            key = (kind, id(value))  # the program holds it
+        elif value is None:
+            key = _NONE
+        else:
+            raise NotKeyable(f"a {kind.__name__}")
+        found = self._values.get(key)
+        if found is None:
+            words = self._words_of(value, key)
+            found = self._values[key] = len(self._values)
+            self._words += (-4, len(words), *words)
+        return found
+
+    def _words_of(self, value: Any, key: Any) -> tuple[int, ...]:
+        """The definition of a value met for the first time."""
+        if isinstance(value, Dim):
+            return (_DIM, *self._dim(value))
+        if isinstance(value, ConstantValue):
+            return (_ARRAY, *self._array(value))
+        if isinstance(value, DType):
+            return _DTYPE, self._named(value.name)
+        if isinstance(value, str):
+            return _TEXT, self._named(value)
+        if isinstance(value, bool):
+            return _BOOL, int(value)
+        if isinstance(value, int):
+            if -_WORD <= value < _WORD:
+                return _INT, value
+            return _LONG, self._named(str(value))
+        if value is None:
+            return (_NONE,)
+        words: tuple[int, ...] = key
+        return words
+
+    def _named(self, text: str) -> int:
+        self._text.append(text)
+        return len(self._text)
+
+    def _dim(self, value: Dim) -> list[int]:
+        words = [len(value.terms)]
+        for monomial, coefficient in value.terms:
+            words += (coefficient, len(monomial), *map(self._atom, monomial))
+        return words
+
+    def _atom(self, atom: Atom) -> int:
+        found = self.atoms.get(atom)
+        if found is None:
+            arguments = [self._value(a) for a in atom.args]
+            found = self.atoms[atom] = len(self.atoms)
+            self._words += (-5, self._value(atom.kind), len(arguments), *arguments)
+        return found
+
+    def _array(self, value: ConstantValue) -> tuple[int, ...]:
+        array_ = value.array
+        self._bytes.append(digest(array_.tobytes()))
+        return (*array_.shape, self._named(array_.dtype.str))
