@@ -260,7 +260,7 @@ from graphc.passes.differentiate import gradients, hessian_vector_product, jvp, 
 from graphc.session import RunOptions, Session, get_default_session
 from graphc.shared import shared
 from graphc.statistics import stats
-from graphc.trace import Trace
+from graphc.trace import Roofline, Trace
 from graphc.types import (
     DType,
     as_dtype,
@@ -309,6 +309,7 @@ _LAZY_NAMES = {
     "explain": "graphc.explanation",
     "freeze": "graphc.export",
     "load_graph": "graphc.export",
+    "measure_roofline": "graphc.backends.llvm.roofline",
     "prune": "graphc.export",
     "save_graph": "graphc.export",
 }

@@ -16,15 +16,15 @@ LAYERS = """
 cli demo demo_figures __main__
 graphc
 nn train export frontends onnx compat
-call compiler default_session execution nan_guard variable_store read_write_lock feeds fetches
-    session function function_inputs shared explanation derivatives custom host_calls debug
-    plan_cache program_key
+call compilations compiler default_session execution nan_guard variable_store read_write_lock feeds
+    fetches session function function_inputs shared memory explanation derivatives custom host_calls
+    debug plan_cache program_key
 passes backends
 ops
 node builder graph late_nodes program rewrite text parse parse_values verify
-    kernel nest arena plan plan_file plan_text contraction_maps
+    kernel nest plan plan_file plan_text contraction_maps
 types tensor_file trace native_self foreign
-dims constraints location
+dims arena budget constraints location
 errors flags forks version statistics files cache fingerprint
 """
 """What stands below `graphc.`, highest layer first; an indented line continues the one before.

@@ -2,7 +2,7 @@
 
 Signal handlers run on the main thread and may raise between any two steps.  So that no update is
 left half done, a traced run of the main thread takes place on another.
-Imports: base, driver, memory, tables, plan, trace.
+Imports: base, driver, memory, tables, kernel_work, plan, trace.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from graphc.backends.base import mark_committed
 from graphc.backends.llvm.driver import HEADER_WORDS, STEP_WORDS
 from graphc.backends.llvm.memory import Array, address_of
 from graphc.backends.llvm.tables import Context, Layout, first_write
-from graphc.plan import Plan
+from graphc.dims import Dim
+from graphc.kernel import sizes_of
+from graphc.kernel_work import work
+from graphc.plan import Plan, Step
 from graphc.trace import Trace
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -94,9 +97,20 @@ def _run(
         begun = time.perf_counter()
         kernel(args, sizes, 0, blocks)
         now = time.perf_counter()
-        trace.add(step.label, begun - started, now - begun, blocks, step.locs)
+        amount = _work(plan, step, words, sizes - words.ctypes.data)
+        name = f"k{step.kernel}"
+        trace.add(step.label, begun - started, now - begun, blocks, step.locs, amount, name)
     for argument, _ in patches.tolist():
         words[places.args + argument] = 0
     if failed is not False:
         return failed
     return bool(plan.checks and context.faults[:, 0].any())
+
+
+def _work(plan: Plan, step: Step, words: Array, at: int) -> tuple[int, int]:
+    """Operations and bytes of a step, whose sizes lie `at` bytes into the table."""
+    kernel = plan.kernels[step.kernel]
+    numbers = words[at // 8 : at // 8 + len(step.sizes)].tolist()
+    sizes: dict[Dim, int] = dict(zip(sizes_of(kernel), numbers, strict=True))
+    found = work(kernel, sizes)
+    return found.flops, found.bytes
