@@ -48,7 +48,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _bytes(text: str) -> int:
+def parse_bytes(text: str) -> int:
+    """A number of bytes with or without a unit, `500M`; raises ValueError."""
     digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     if not digits.isdecimal() or unit not in _UNITS:
         raise ValueError("expected a number of bytes, such as 500M or 2G")
@@ -96,7 +97,7 @@ CACHE_SIZE: Flag[int] = Flag(
     "GRAPHC_CACHE_SIZE",
     1 << 30,
     "bytes the cache may take, as 500M or 2G; what was used longest ago is dropped first",
-    _bytes,
+    parse_bytes,
 )
 
 FLAGS: tuple[Flag[int] | Flag[int | None] | Flag[bool] | Flag[str | None], ...] = (

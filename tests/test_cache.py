@@ -14,6 +14,7 @@ import pytest
 from graphc import cache as cache_module
 from graphc import fingerprint as fingerprint_module
 from graphc.cache import Cache, digest, open_cache
+from graphc.cli import main
 from graphc.fingerprint import fingerprint
 
 posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes are those of POSIX")
@@ -285,3 +286,57 @@ def test_processes_write_read_and_prune_at_once(folder: Path) -> None:
     said = [process.communicate()[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, said
     assert not [p for p in folder.iterdir() if p.name.endswith(cache_module._TEMPORARY)]
+
+
+# ---- the command line --------------------------------------------------------------------------
+
+
+def test_the_command_line_lists_prunes_and_clears(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*arguments: str) -> str:
+        assert main(["cache", *arguments]) == 0
+        return capsys.readouterr().out
+
+    monkeypatch.setenv("GRAPHC_CACHE", str(folder))
+    monkeypatch.setenv("GRAPHC_CACHE_SIZE", "1M")
+    assert said("path") == f"{folder}\n"
+    assert said("ls").splitlines()[-1] == f"{'all':8}       0        0 B  of 1 MiB in {folder}"
+    cache = open_cache()
+    assert cache is not None
+    for kind, key, size, age in [
+        ("plan", KEY, 10240, 3 * 86400),
+        ("plan", digest("another key"), 1024, 7205),
+        ("kernels", KEY, 2048, 305),
+    ]:
+        cache.write(kind, key, bytes(size - 60))
+        os.utime(cache._path(kind, key), (time.time() - age,) * 2)
+    assert said("ls") == (
+        "kind       files       size  last used\n"
+        "kernels        1      2 KiB  5 min ago\n"
+        "plan           2     11 KiB  2 h ago\n"
+        f"all            3     13 KiB  of 1 MiB in {folder}\n"
+    )
+    listed = said("ls", "--all").splitlines()
+    assert listed[2] == f"     3 d     10 KiB  plan-{KEY.hex()}.gxc"
+    assert said("prune") == "removed 0 files, 0 B\n"
+    assert said("prune", "--days", "2") == "removed 1 files, 10 KiB\n"
+    assert said("prune", "--size", "2K") == "removed 1 files, 1 KiB\n"
+    assert said("clear") == "removed 1 files, 2 KiB\n"
+    folder.chmod(0o777)
+    if os.name == "posix":
+        assert said("ls").startswith(f"{folder} is not used: everybody may write to it\n")
+
+
+def test_the_command_line_says_what_it_does_not_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cache", "ls"]) == 1
+    assert capsys.readouterr().err == (
+        "graphc cache: there is none: GRAPHC_CACHE=off, or no home\n"
+    )
+    with pytest.raises(SystemExit):
+        main(["cache", "prune", "--size", "much"])
+    assert "'much': expected a number of bytes, such as 500M or 2G" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["cache"])
