@@ -19,6 +19,7 @@ import numpy as np
 from graphc import feeds, nan_guard
 from graphc.backends.base import Executable
 from graphc.backends.reference import ReferenceExecutable
+from graphc.compilations import ProgramLog, Timer, meeting_reason, rank_reason
 from graphc.dims import Sizes
 from graphc.errors import FeedError, GraphTypeError, NonFiniteError, ShapeError
 from graphc.host_calls import compile_parts, has_host_calls
@@ -100,6 +101,7 @@ class _Ranked:
     program: Program
     meetings: list[Meeting]  # of sizes that broadcast when they are known
     constraints: list[Any]
+    reason: str | None  # why these ranks were not the ones before
     by_outcome: dict[tuple[Any, ...], Compiled] = field(default_factory=dict)
 
 
@@ -113,6 +115,7 @@ class Entry:
         self._by_rank: dict[tuple[int, ...], _Ranked] = {}
         self._bound: dict[tuple[tuple[int, ...], ...], tuple[Compiled, Sizes]] = {}
         self._lock = threading.Lock()
+        self.log: ProgramLog | None = None
         count("programs")
 
     def bind(self, arrays: Sequence[Array]) -> tuple[Compiled, Sizes]:
@@ -131,13 +134,18 @@ class Entry:
         ranks = tuple(map(len, shapes))
         ranked = self._by_rank.get(ranks)
         if ranked is None:
-            ranked = self._by_rank[ranks] = self._build_ranked(shapes)
+            reason = rank_reason(self.program.inputs, ranks, self._by_rank)
+            ranked = self._build_ranked(shapes, reason)
+            self._by_rank[ranks] = ranked
         sizes = feeds.bind_sizes(ranked.program.inputs, shapes)
         feeds.check_constraints(ranked.constraints, sizes)
         outcome = _outcome(ranked, sizes)
         compiled = ranked.by_outcome.get(outcome)
         if compiled is None:
-            compiled = ranked.by_outcome[outcome] = self._new_plan(ranked, outcome, sizes)
+            timer = Timer()
+            compiled = self._new_plan(ranked, outcome, sizes)
+            self._noted(timer, ranked, outcome)
+            ranked.by_outcome[outcome] = compiled
         else:
             count("plan_hits")
         return compiled, sizes
@@ -162,14 +170,24 @@ class Entry:
             place.store(compiled.executable, compiled.program)
         return compiled
 
-    def _build_ranked(self, shapes: tuple[tuple[int, ...], ...]) -> _Ranked:
+    def _noted(self, timer: Timer, ranked: _Ranked, outcome: tuple[Any, ...]) -> None:
+        """Record that a plan was made."""
+        if self.log is not None:
+            reason = ranked.reason
+            if outcome not in ranked.by_outcome and ranked.by_outcome:
+                reason = meeting_reason(ranked.meetings, outcome)
+            self.log.note(timer, reason)
+
+    def _build_ranked(
+        self, shapes: tuple[tuple[int, ...], ...], reason: str | None = None
+    ) -> _Ranked:
         program = self.program
         for t, shape in zip(program.inputs, shapes, strict=True):
             if t.type.shape is not None and len(t.type.shape) != len(shape):
                 raise FeedError(f"{feeds.label(t)} was fed an array of shape {shape}")
         if any(t.type.shape is None for t in program.inputs):
             program = bind_ranks(program, tuple(map(len, shapes)))
-        return _Ranked(program, unknown_broadcasts(program), program.constraints())
+        return _Ranked(program, unknown_broadcasts(program), program.constraints(), reason)
 
     def _compile(self, program: Program, sizes: Sizes) -> Compiled:
         guarded = program if self.guard else None

@@ -15,7 +15,7 @@ from graphc.constraints import Constraint
 from graphc.dims import Atom, Dim
 from graphc.errors import FeedError, FeedTypeError, ShapeError
 from graphc.location import Location
-from graphc.node import Node, Tensor
+from graphc.node import Node, Tensor, topological
 from graphc.types import DType
 
 Array = np.ndarray[Any, Any]
@@ -70,6 +70,25 @@ def label(t: Tensor) -> str:
     """A fed tensor for error messages."""
     kind = "placeholder" if t.node.op.name == "placeholder" else "tensor"
     return f"{kind} {t.node.name!r} {t.type} ({t.node.loc})"
+
+
+def unfed_placeholder(roots: Sequence[Node], fed: Sequence[Tensor]) -> Tensor | None:
+    """The first placeholder that the roots need and `fed` lacks."""
+    given = {id(t) for t in fed}
+    stop = {t.node.id for t in fed if all(id(o) in given for o in t.node.outputs)}
+    for node in topological(roots, stop=stop):
+        if node.op.name == "placeholder" and id(node.outputs[0]) not in given:
+            return node.outputs[0]
+    return None
+
+
+def require_fed(fetched: Sequence[Node], fed: Sequence[Tensor]) -> None:
+    """Raise FeedError where a fetch needs a placeholder that is not fed."""
+    missing = unfed_placeholder(fetched, fed)
+    if missing is not None:
+        wanted = [f"{n.name!r} ({n.loc})" for n in fetched]
+        has = ", ".join(repr(t.node.name) for t in fed) or "nothing"
+        raise FeedError(f"fetch {', '.join(wanted)} needs {label(missing)}; feed_dict has {has}")
 
 
 def bind_sizes(inputs: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> dict[Atom, int]:

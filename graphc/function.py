@@ -3,8 +3,8 @@
 A function is a program of its own, run on the variables of the default session, or, outside any
 session, of a session that the graph keeps for its functions.  There variables need no initializer:
 one that has no value takes its initial value when it is first used.
-Imports: session, default_session, execution, function_inputs, native_self, passes.resolve_state,
-ops.
+Imports: session, compilations, default_session, execution, function_inputs, native_self,
+passes.resolve_state, ops.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graphc import feeds
+from graphc.compilations import Compilation, CompileLog
 from graphc.default_session import Gate, default_gate, settings_gate
 from graphc.errors import FeedError, GraphTypeError, UnusedInputError
 from graphc.execution import Entry, native_entry
@@ -28,7 +29,7 @@ from graphc.ops.define import as_tensor
 from graphc.ops.state import Variable
 from graphc.passes.resolve_state import resolve_state
 from graphc.program import Program
-from graphc.session import NATIVE_AFTER, Session, unfed_placeholder
+from graphc.session import NATIVE_AFTER, Session
 from graphc.shared import SharedVariable, initialize, session_of
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Function(NativeSelf):
         self.program = resolve_state(flat, (), tensors, givens, updates)
         _check_used(name, self.program, tensors, on_unused_input)
         self._entries: dict[tuple[str, bool], Entry] = {}
+        self._compilations = CompileLog()
+        self._fetched = [*flat, *(v for v, _ in updates)]
         self._slow_runs = 0
         self._native_table = _empty_table
         self._native: _Native | None = None
@@ -93,7 +96,7 @@ class Function(NativeSelf):
             ([t.node for t in roots], cut),
             ([r.node for _, r in self.givens], tensors),
         ):
-            missing = unfed_placeholder(nodes, known)
+            missing = feeds.unfed_placeholder(nodes, known)
             if missing is not None:
                 raise FeedError(
                     f"function {self.name!r} needs {feeds.label(missing)}, which is not one of "
@@ -155,12 +158,24 @@ class Function(NativeSelf):
         key = (session.device, session.nan_guard)
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries.setdefault(key, Entry(self.program, *key))
+            entry = self._entries.setdefault(key, self._new_entry(*key))
         compiled, _ = entry.bind(arrays)
         initialize(session, compiled.variables)
         native = self._native_for(session, entry)
         results = session.run_entry(entry, arrays, native=native)[: self._visible]
         return [a if a.ndim else a[()] for a in results]
+
+    def _new_entry(self, *settings: Any) -> Entry:
+        """The program in a session with these settings: device and guard first."""
+        entry = Entry(self.program, *settings)
+        reason = "a session with other settings" if self._entries else "first call"
+        inputs = [i.variable for i in self._inputs]
+        entry.log = self._compilations.of(self._fetched, inputs, reason)
+        return entry
+
+    def compiled(self) -> list[Compilation]:
+        """What this function has compiled, the latest last; see `Session.compiled`."""
+        return list(self._compilations.records)
 
     def _native_for(self, session: Session, entry: Entry) -> NativeEntry | None:
         """What to tell of a run in this session; made when a session has seen a few."""

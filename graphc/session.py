@@ -1,7 +1,7 @@
 """Sessions: where variables have values and graphs are run.
 
 `run` never adds nodes to the graph.  What is compiled is kept per (fetches, feeds).
-Imports: call, default_session, execution, variable_store, fetches, feeds, graph,
+Imports: call, compilations, default_session, execution, variable_store, fetches, feeds, graph,
 passes.resolve_state.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from graphc import feeds, flags
 from graphc.call import Call, tensors_of
+from graphc.compilations import Compilation, CompileLog, new_program_reason
 from graphc.default_session import (
     get_default_session,
     push_default_session,
@@ -39,7 +40,7 @@ from graphc.fetches import Fetch, Rebuild, flatten_fetches, form_of, require_out
 from graphc.forks import new_rlock
 from graphc.graph import Graph, GraphKeys, get_default_graph
 from graphc.native_self import NativeSelf, Table, take_over
-from graphc.node import Node, Tensor, topological
+from graphc.node import Node, Tensor
 from graphc.ops.state import Variable
 from graphc.passes.resolve_state import resolve_state
 from graphc.variable_store import VariableStore
@@ -96,6 +97,7 @@ class Session(NativeSelf):
         self._clock = itertools.count()
         self._lock = new_rlock()
         self._entered = threading.local()
+        self._compilations = CompileLog()
         self._native_table = _empty_table
         self._run_table: RunTable | None = None
 
@@ -356,16 +358,19 @@ class Session(NativeSelf):
     def _build_entry(self, flat: Sequence[Fetch], fed: Sequence[Tensor], guard: bool) -> Entry:
         fetched = tensors_of(flat)
         targets = tuple(x for x in flat if isinstance(x, Node))
-        missing = unfed_placeholder([t.node for t in fetched] + list(targets), fed)
-        if missing is not None:
-            nodes = [t.node for t in fetched] + list(targets)
-            wanted = [f"{n.name!r} ({n.loc})" for n in nodes]
-            has = ", ".join(repr(t.node.name) for t in fed) or "nothing"
-            raise FeedError(
-                f"fetch {', '.join(wanted)} needs {feeds.label(missing)}; feed_dict has {has}"
-            )
+        feeds.require_fed([*(t.node for t in fetched), *targets], fed)
         self.graph.has_run()
-        return Entry(resolve_state(fetched, targets, fed), self.device, guard)
+        entry = Entry(resolve_state(fetched, targets, fed), self.device, guard)
+        made = [(call.flat, call.fed) for call in self._calls.values()]
+        entry.log = self._compilations.of(flat, fed, new_program_reason(flat, fed, made))
+        return entry
+
+    def compiled(self) -> list[Compilation]:
+        """What this session has compiled, the latest last, each with the reason and the time.
+
+        Nothing is added by runs that found everything compiled; at most the latest 256 are kept.
+        """
+        return list(self._compilations.records)
 
     # ---- state
 
@@ -452,16 +457,6 @@ def _new_run_table() -> RunTable:
     make = functools.partial(native.method, Session, "run", "run_session", _run_doc)
     take_over(Session, "run", _python_run, make)
     return RunTable(_python_run)
-
-
-def unfed_placeholder(roots: Sequence[Node], fed: Sequence[Tensor]) -> Tensor | None:
-    """The first placeholder that the roots need and `fed` lacks."""
-    given = {id(t) for t in fed}
-    stop = {t.node.id for t in fed if all(id(o) in given for o in t.node.outputs)}
-    for node in topological(roots, stop=stop):
-        if node.op.name == "placeholder" and id(node.outputs[0]) not in given:
-            return node.outputs[0]
-    return None
 
 
 def _cores() -> int:
