@@ -290,6 +290,11 @@ def ceildiv(a: DimLike, b: DimLike) -> DimLike:
     return floordiv(add(a, add(b, -1)), b)
 
 
+def factor(d: DimLike) -> int:
+    """The largest number that certainly divides d; 0 divides by everything, and gives 0."""
+    return abs(d) if isinstance(d, int) else math.gcd(*(c for _, c in d.terms))
+
+
 def minimum(a: DimLike, b: DimLike) -> DimLike:
     return _extreme("min", min, a, b)
 

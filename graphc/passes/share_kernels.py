@@ -11,13 +11,14 @@ number it is written into the code again, so that a kernel without relatives sta
 numbers that go together in every member share a symbol.
 
 What decides how good code is stays part of a kernel's identity: strides of one element, small
-extents (windows, short rows), the power of two in the extent of the vector axis, and how the back
+extents (windows, short rows), whether the vector axis has a remainder, and how the back
 end cuts a contraction.  Bits do not change: blocks and chunks follow from sizes whether they are
 known or not.  Imports: kernel, dims, types.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,10 @@ from graphc.kernel import (
 from graphc.types import DType, float32, float64, int64, uint32, uint64
 
 Number = Union[int, float, Dim]
+
+VECTOR = 16
+"""Extents of the vector axis that are multiples of this are told from others: their code needs no
+masks.  What more divides all those of a family is part of its code."""
 
 FAR = 1 << 31
 """Integer constants from here on stay in the code: the table of sizes is checked for overflow."""
@@ -93,7 +98,10 @@ _ALL = _Keep(*[float("inf")] * 7)
 
 @dataclass(frozen=True)
 class _Place:
-    """A number taken out of a kernel; `name`, which stands there now, is `unit` times a symbol."""
+    """A number taken out of a kernel; `name`, which stands there now, is `unit` times a symbol.
+
+    The number is a multiple of the unit, for every size.
+    """
 
     name: Dim
     value: Number
@@ -140,11 +148,10 @@ class _General:
         for a, d in enumerate(kernel.axes):
             if a != kernel.vec or a in ragged:
                 axes.append(self._number(d, self._keep.extent))
-            elif isinstance(d, int) and d < VIRTUAL_LANES:
-                axes.append(d)
-            else:  # what divides it says whether code must provide for a remainder
-                unit = _power_of_two(d, VIRTUAL_LANES)
-                axes.append(self._put(dims.exact_div(d, unit), unit))
+            elif dims.factor(d) % VECTOR == 0:
+                axes.append(self._put(d, VECTOR))
+            else:
+                axes.append(self._number(d, VIRTUAL_LANES))
         return tuple(axes)
 
     def _changed(self, part: Any) -> Any:
@@ -188,14 +195,6 @@ class _General:
 def _is_operand(e: Expr) -> bool:
     """Whether a constant may as well be read at run time."""
     return e.dtype in (float32, float64) or (e.dtype is int64 and abs(e.value) < FAR)
-
-
-def _power_of_two(d: DimLike, most: int) -> int:
-    """The largest power of two, up to `most`, that certainly divides d."""
-    factors = [d] if isinstance(d, int) else [c for _, c in d.terms]
-    while any(c % most for c in factors):
-        most //= 2
-    return most
 
 
 _symbols: dict[tuple[str, int], Dim] = {}
@@ -244,10 +243,12 @@ class _Family:
             if same:
                 return Expr("const", (), first.value, first.dtype)
             return self._constant(values, first.dtype)
-        numbers = [dims.mul(first.unit, p.value) for p in places if not isinstance(p.value, float)]
+        numbers = [p.value for p in places if not isinstance(p.value, float)]
         if isinstance(numbers[0], int) and all(n == numbers[0] for n in numbers):
             return numbers[0]
-        return self._size(numbers, first.unit)
+        if first.unit == 1:
+            return self._size(numbers)
+        return self._size(numbers, math.gcd(VIRTUAL_LANES, *(dims.factor(n) for n in numbers)))
 
     def _size(self, numbers: Sequence[DimLike], unit: int = 1) -> Dim:
         key = tuple(numbers)

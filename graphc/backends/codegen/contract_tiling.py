@@ -47,6 +47,9 @@ SKIPPED_SHARE = 0.1
 SCRATCH_BYTES = 544 * 1024
 """Stack a block may use for its packed slices and its tile of C."""
 
+ALIKE = 0.98
+"""A register tile is preferred to the usual one where it costs less than this share."""
+
 WIDE_BYTES = 1024
 """Columns of a block, in bytes, that there must be room for."""
 
@@ -283,7 +286,7 @@ def _register_tile(rows: int, cols: DimLike, lanes: int, target: Target) -> tupl
         loads = 1 + 0.12 / vectors + 0.2 / height
         idle = max(4 / (height * vectors), 1)  # chains that hide the latency
         cost = padded * loads * idle
-        if cost < best[0]:
+        if cost < best[0] * ALIKE:  # else the tile of most contractions, so that they share code
             best = (cost, height, vectors)
     return best[1], best[2]
 
@@ -381,11 +384,14 @@ def _block(
     tallest = max(min(most_rows // tile_rows, -(-rows // tile_rows)), 1)
     widest = max(min(most_cols // tile_cols, -(-cols // tile_cols)), 1)
     for tall in range(1, tallest + 1):
+        r = tall * tile_rows
+        down = -(-rows // r)
         for wide in range(1, widest + 1):
-            r, w = tall * tile_rows, wide * tile_cols
-            blocks = -(-rows // r) * -(-cols // w)
+            w = wide * tile_cols
+            blocks = down * -(-cols // w)
             work = k * (r * w / 16 + 0.5 * (r + w)) + r * w / 4 + 2000
-            cost = sum(-(-blocks // cores) * work * cores for cores in (1, 1, 1, 2, 2, 4))
+            # waiting for the last of 1 core (three times as likely as four), 2 (twice) or 4
+            cost = work * (3 * blocks + 4 * ((blocks + 1) // 2) + 4 * ((blocks + 3) // 4))
             if cost < best[0]:
                 best = (cost, r, w)
     return best[1], best[2]

@@ -7,6 +7,8 @@ a step and a masked loop the rest.  Imports: evaluate, numbering, stages, text, 
 
 from __future__ import annotations
 
+import math
+
 from graphc.backends.codegen.evaluate import Evaluator
 from graphc.backends.codegen.memory import open_slots
 from graphc.backends.codegen.numbering import Numbering
@@ -121,7 +123,8 @@ class _LoopNest:
         """Parallel axes that are neither blocks nor the vector axis."""
         if depth == len(self.inner):
             if self.kernel.vec in self.kernel.par:
-                self._vector("0", self.stages.extent(self.kernel.vec))
+                known = self.stages.known_factor(self.kernel.vec)
+                self._vector("0", self.stages.extent(self.kernel.vec), known)
             else:
                 self.stages.run(1)
             return
@@ -139,7 +142,8 @@ class _LoopNest:
         reduces = any(stage.red for stage in self.kernel.stages)
         size = COLUMN_BLOCK if reduces else MAP_BLOCK
         stop = f.smin(f.mul("%b1", size), f.dim(self.kernel.axes[self.kernel.vec]))
-        self._vector(f.mul("%b0", size), stop)
+        known = math.gcd(self.stages.known_factor(self.kernel.vec), size)
+        self._vector(f.mul("%b0", size), stop, known)
 
     def _units(self) -> int:
         """Vectors per step of the unmasked loop."""
@@ -158,8 +162,9 @@ class _LoopNest:
             return 4 if states == 1 and not wide else 2 if states <= 2 else 1
         return 2
 
-    def _vector(self, start: str, stop: str) -> None:
-        """The parallel vector axis from start to stop: whole steps, then a masked tail."""
+    def _vector(self, start: str, stop: str, known: int) -> None:
+        """The parallel vector axis from start to stop: whole steps, then a masked tail, if there
+        can be one: `known` divides the distance."""
         f = self.f
         units = self._units()
         step = LANES * units
@@ -168,6 +173,8 @@ class _LoopNest:
                 units //= 2
                 step = LANES * units
             full = str(int(stop) // step * step)
+        elif known % step == 0:
+            full = stop
         else:
             span = f.smax(f.sub(stop, start), 0)
             full = f.add(start, f.value(f"and i64 {span}, {-step}"))
@@ -177,7 +184,8 @@ class _LoopNest:
             f.close_loop(loop)
         if full != stop:
             loop = f.open_loop(full, stop, LANES)
-            self.values.mask = self.stages.tail_mask(f.sub(stop, loop.index))
+            if known % LANES:
+                self.values.mask = self.stages.tail_mask(f.sub(stop, loop.index))
             self._body(loop.index, 1)
             self.values.mask = None
             f.close_loop(loop)

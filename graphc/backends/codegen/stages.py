@@ -3,7 +3,7 @@
 Along the vector axis a reduction sends element i to virtual lane i mod VIRTUAL_LANES: four groups
 of LANES, joined by a fixed tree, so bits depend on the length alone.  Other reductions keep one
 scalar accumulator per lane, in ascending order.
-Imports: evaluate, numbering, reducers, text, kernel.
+Imports: evaluate, numbering, reducers, text, kernel, dims.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from graphc.backends.codegen.reducers import (
     state_types,
 )
 from graphc.backends.codegen.text import LANE_INDEX, LANES, FunctionText, vector
+from graphc.dims import factor
 from graphc.kernel import VIRTUAL_LANES, Accumulator, LoopKernel, Stage
 
 GROUPS = VIRTUAL_LANES // LANES
@@ -60,6 +61,10 @@ class StageEmitter:
         chunk = f.dim(ragged.chunk)
         first = f.mul(self.values.index[ragged.chunk_axis], chunk)
         return f.smax(f.smin(chunk, f.sub(f.dim(ragged.total), first)), 0)
+
+    def known_factor(self, axis: int) -> int:
+        """A number that divides the extent of an axis for every size."""
+        return 1 if axis in self._ragged else factor(self.kernel.axes[axis])
 
     def tail_mask(self, count: str) -> str:
         """The mask of the first `count` lanes."""
@@ -162,7 +167,7 @@ class _StageLoop:
         stop = self.parent.extent(axis)
         if not self.accs or self.scans:
             return self._plain_row(axis, stop, groups)
-        full = self._multiple(stop, VIRTUAL_LANES)
+        full = self._multiple(axis, stop, VIRTUAL_LANES)
         if full != "0":
             unrolled = self.weight <= _UNROLLED
             step = VIRTUAL_LANES if unrolled else LANES
@@ -188,7 +193,7 @@ class _StageLoop:
                 return self._straight_tail(axis, int(full), int(stop), groups)
         loop = f.open_loop(full, stop, LANES, [*self._pack(groups), ("i64", "0")])
         groups, turns = self._unpack(loop.carried[:-1]), loop.carried[-1]
-        mask = self.parent.tail_mask(f.sub(stop, loop.index))
+        mask = self._rest_mask(axis, stop, loop.index)
         groups = [*groups[1:], self._masked_step(axis, loop.index, mask, groups[0])]
         after = f.close_loop(loop, [*self._flat(groups), f.add(turns, 1)])
         groups, turns = self._unpack(after[:-1]), after[-1]
@@ -213,7 +218,7 @@ class _StageLoop:
         """A row of stores, or of running values: whole vectors, then a masked one."""
         f = self.f
         copies = 2 if not self.accs and self.weight <= _UNROLLED // 2 else 1
-        full = self._multiple(stop, LANES * copies)
+        full = self._multiple(axis, stop, LANES * copies)
         if full != "0":
             loop = f.open_loop(0, full, LANES * copies, self._pack(groups))
             groups = self._unpack(loop.carried)
@@ -226,14 +231,21 @@ class _StageLoop:
             return groups
         loop = f.open_loop(full, stop, LANES, self._pack(groups))
         groups = self._unpack(loop.carried)
-        mask = self.parent.tail_mask(f.sub(stop, loop.index))
+        mask = self._rest_mask(axis, stop, loop.index)
         groups = [self._masked_step(axis, loop.index, mask, groups[0])]
         return self._unpack(f.close_loop(loop, self._flat(groups)))
 
-    def _multiple(self, stop: str, step: int) -> str:
+    def _multiple(self, axis: int, stop: str, step: int) -> str:
+        if self.parent.known_factor(axis) % step == 0:
+            return stop
         if stop.isdigit():
             return str(int(stop) // step * step)
         return self.f.value(f"and i64 {stop}, {-step}")
+
+    def _rest_mask(self, axis: int, stop: str, index: str) -> str | None:
+        if self.parent.known_factor(axis) % LANES == 0:
+            return None
+        return self.parent.tail_mask(self.f.sub(stop, index))
 
     def _masked_step(self, axis: int, index: str, mask: str | None, group: Group) -> Group:
         self.values.enter({axis: index}, [self.number])
