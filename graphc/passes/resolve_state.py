@@ -23,8 +23,8 @@ from graphc.ops.state import ensure_shape, placeholder_op, read_op
 from graphc.program import Program, keep
 from graphc.types import Shape
 
-Versions = dict[int, tuple[int, Tensor]]  # variable node id -> (version, value)
-_NO_VERSIONS: Versions = {}
+Assignments = int
+"""A set of assignments, as bits: those a node is ordered behind."""
 
 
 def resolve_state(
@@ -58,9 +58,11 @@ class _Resolver:
         self.updates = updates
         self.builder = Builder()
         self.new: dict[int, Tensor] = {}
-        self.versions: dict[int, Versions] = {}  # of variables in `ordered`, by node id
-        self.behind: dict[int, Versions] = {}  # the same of what a block waits for, by its tuple
-        self.ordered: set[int] = set()
+        self.read: set[int] = set()  # variables (by node id) that a node reads behind others
+        self.assigned: dict[int, list[tuple[Assignments, Tensor]]] = {}  # and what they are set to
+        self.behind: dict[int, Assignments] = {}  # by node id, where there are any
+        self.blocks: dict[int, Assignments] = {}  # by the tuple of nodes that a block waits for
+        self.bits = 0
         self.latest: dict[int, Tensor] = {}
         self.written: dict[int, Tensor] = {}
         self.assertions: dict[int, Tensor] = {}
@@ -112,48 +114,60 @@ class _Resolver:
         self.cut.update((id(t), t) for t, _ in self.givens)
 
     def _walk(self, order: Sequence[Node]) -> None:
-        # versions matter only for variables that some node reads behind others
-        self.ordered.update(n.inputs[0].node.id for n in order if n.op is read_op)
-        self.behind.clear()
+        self.read.update(n.inputs[0].node.id for n in order if n.op is read_op)
+        self.assigned.clear()
+        self.blocks.clear()
         for node in order:
             self.builder.loc = node.loc
-            inherited = self._inherited(node) if self.ordered else _NO_VERSIONS
-            if inherited:
-                self.versions[node.id] = inherited
-            outputs = self._outputs(node, inherited)
+            behind = self._ordered_behind(node) if self.read else 0
+            if behind:
+                self.behind[node.id] = behind
+            outputs = self._outputs(node, behind)
             for old, made in zip(node.outputs, outputs, strict=True):
                 self.new.setdefault(id(old), made)
             if node.op is assert_op:
                 self.assertions[node.id] = self.new[id(node.outputs[0])]
 
-    def _inherited(self, node: Node) -> Versions:
-        """The versions of variables that this node is ordered behind."""
-        found = [self.versions.get(t.node.id, _NO_VERSIONS) for t in node.inputs]
+    def _ordered_behind(self, node: Node) -> Assignments:
+        """The assignments to variables in `read` that this node is ordered behind."""
+        found = self._union([t.node for t in node.inputs])
         if node.control:
-            block = id(node.control)  # one tuple for all nodes of the block
-            if block not in self.behind:
-                parents = [self.versions.get(n.id, _NO_VERSIONS) for n in node.control]
-                self.behind[block] = _merged(parents)
-            found.append(self.behind[block])
-        return _merged(found)
+            key = id(node.control)  # one tuple for all nodes of the block
+            if key not in self.blocks:
+                self.blocks[key] = self._union(node.control)
+            found |= self.blocks[key]
+        return found
 
-    def _outputs(self, node: Node, inherited: Versions) -> Sequence[Tensor]:
+    def _union(self, nodes: Sequence[Node]) -> Assignments:
+        found = 0
+        for node in nodes:
+            more = self.behind.get(node.id, 0)
+            if more and more != found:
+                found = found | more if found else more  # the same int where it can be
+        return found
+
+    def _outputs(self, node: Node, behind: Assignments) -> Sequence[Tensor]:
         name = node.op.name
         if name == "group":
             return ()
         if name == "read_variable":
-            variable = node.inputs[0]
-            version = inherited.get(variable.node.id)
-            return (version[1] if version else self.new[id(variable)],)
+            return (self._version(node.inputs[0], behind),)
         if name == "assign":
-            return (self._assign(node, inherited),)
+            return (self._assign(node, behind),)
         if name == "custom_gradient":
             return [self.new[id(t)] for t in node.inputs[: len(node.outputs)]]
         if node.op.kind == "random":
             return (self._random(node),)
         return keep(node, [self.new[id(t)] for t in node.inputs], self.builder)
 
-    def _assign(self, node: Node, inherited: Versions) -> Tensor:
+    def _version(self, variable: Tensor, behind: Assignments) -> Tensor:
+        """What the last of these assignments set the variable to; else its value at the start."""
+        for bit, value in reversed(self.assigned.get(variable.node.id, ())):
+            if bit & behind:
+                return value
+        return self.new[id(variable)]
+
+    def _assign(self, node: Node, behind: Assignments) -> Tensor:
         variable, value = node.inputs
         made = self.new[id(value)]
         key = variable.node.id
@@ -162,8 +176,11 @@ class _Resolver:
             base = self.latest.get(key)
             made = combine(self.new[id(variable)] if base is None else base, made)
         made = self._write(variable, made)
-        if key in self.ordered:
-            self.versions[node.id] = {**inherited, key: (node.id, made)}
+        if key in self.read:
+            bit = 1 << self.bits
+            self.bits += 1
+            self.assigned.setdefault(key, []).append((bit, made))
+            self.behind[node.id] = behind | bit
         return made
 
     def _write(self, variable: Tensor, value: Tensor) -> Tensor:
@@ -182,19 +199,6 @@ class _Resolver:
             self.written[counter.node.id] = counter
         made: Tensor = node.op.lower(counter, **node.attrs)
         return made
-
-
-def _merged(found: Sequence[Versions]) -> Versions:
-    """The latest version of each variable."""
-    distinct = list({id(v): v for v in found if v}.values())
-    if len(distinct) <= 1:
-        return distinct[0] if distinct else _NO_VERSIONS
-    merged: Versions = {}
-    for versions in distinct:
-        for variable, version in versions.items():
-            if variable not in merged or merged[variable][0] < version[0]:
-                merged[variable] = version
-    return merged
 
 
 def _input_shape(t: Tensor) -> Shape | None:
