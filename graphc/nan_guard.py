@@ -58,20 +58,39 @@ def located(
     values = {id(t): a for t, a in zip(program.inputs, inputs, strict=True)}
     fed = {t.node.id for t in program.inputs}
     for node in program.order():
+        operands = [] if node.id in fed else [values[id(t)] for t in node.inputs]
         if node.id not in fed:
-            operands = [values[id(t)] for t in node.inputs]
             results = evaluate(node, operands, state, sizes)
             values.update((id(t), a) for t, a in zip(node.outputs, results, strict=True))
         for t in node.outputs:
             if t.dtype.is_float and not np.isfinite(values[id(t)]).all():
-                return NonFiniteError(_message(node, values[id(t)]))
+                return NonFiniteError(_message(node, values[id(t)], operands))
     return error
 
 
-def _message(node: Node, array: Array) -> str:
+def _message(node: Node, array: Array, operands: Sequence[Array]) -> str:
     flat = int(np.argmin(np.isfinite(array)))
     index = tuple(int(i) for i in np.unravel_index(flat, array.shape))
     name = f"{node.op.name} {node.name!r}" if node.name else node.op.name
     verb = "is" if node.op.kind in ("leaf", "state") else "gave"
     where = f" at index {index}" if array.ndim else ""
-    return f"{name} {verb} {array[index]}{where}\n  at {node.loc}   {node.loc.source}".rstrip()
+    lines = [f"{name} {verb} {array[index]}{where}"]
+    lines.append(f"  at {node.loc}   {node.loc.source}".rstrip())
+    for i, (t, x) in enumerate(zip(node.inputs, operands, strict=False)):
+        lines.append(f"  operand {i}: {t.dtype} {x.shape} {_range(x)}{_here(x, array, index)}")
+    return "\n".join(lines)
+
+
+def _range(x: Array) -> str:
+    """The least and the greatest of an operand's elements."""
+    if not x.size:
+        return "without elements"
+    low, high = x.min(), x.max()
+    return f"is {low}" if low == high else f"from {low} to {high}"
+
+
+def _here(x: Array, result: Array, index: tuple[int, ...]) -> str:
+    """An operand's element where the result went wrong, if it has the result's shape."""
+    if x.shape != result.shape or not x.ndim or x.min() == x.max():
+        return ""
+    return f", {x[index]} there"

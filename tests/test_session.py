@@ -129,7 +129,8 @@ def test_nan_guard_names_operator_and_line_and_commits_nothing(device: str) -> N
     up = v.assign_add(gx.sum(y * 2))
     message = (
         "log 'loss' gave nan at index (1, 1)\n"
-        f'  at test_session.py:{y.node.loc.line}   y = log(x, name="loss")'
+        f'  at test_session.py:{y.node.loc.line}   y = log(x, name="loss")\n'
+        "  operand 0: f32 (2, 2) from -1.0 to 3.0, -1.0 there"
     )
     with gx.Session(device=device, nan_guard=True) as s:
         s.run(v.initializer)
@@ -192,3 +193,22 @@ def test_a_failed_first_assignment_leaves_the_variable_without_a_value(device: s
         assert not s.is_initialized(v)
         assert s.run(up, {x: 1}) == 1
         assert s.is_initialized(v) and s.uninitialized_variables() == []
+
+
+@pytest.mark.parametrize("device", ["reference", "cpu"])
+def test_nan_guard_names_operators_inside_fused_kernels_and_functions(device: str) -> None:
+    x = gx.placeholder("f32", (None, 3), name="x")
+    h = gx.exp(x) - 1
+    inside = gx.log(h, name="inside")
+    y = gx.sum(gx.tanh(inside * 2) + 1, axis=1)
+    value = np.array([[1, 2, 3], [4, -1, 5]], np.float32)
+    where = f"  at {inside.op.loc}   {inside.op.loc.source}\n"
+    with gx.Session(device=device, nan_guard=True) as s:
+        f = gx.function([x], y)
+        for run in (lambda: s.run(y, {x: value}), lambda: f(value)):
+            with pytest.raises(gx.errors.NonFiniteError) as caught:
+                run()
+            text = str(caught.value)
+            assert text.startswith(f"log 'inside' gave nan at index (1, 1)\n{where}")
+            assert "operand 0: f32 (2, 3) from -0.63" in text and ", -0.63" in text
+        np.testing.assert_allclose(f(np.abs(value)), s.run(y, {x: np.abs(value)}))
