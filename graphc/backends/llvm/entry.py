@@ -13,6 +13,7 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,7 +68,8 @@ class Store(Protocol):
 class NativeEntry(Table):
     """A callable and the shapes it has been called with.
 
-    slow       does everything, with the same arguments; it calls `note` after each run
+    slow       does everything, with the same arguments; it calls `note` after each run.  It is a
+               function written in Python: Python 3.10 has no other way to call it from native code
     inputs     how many positional arguments `slow` takes
     outputs    how many results it has
     form       of the result, one of FORMS
@@ -98,6 +100,7 @@ class NativeEntry(Table):
         takes_out: bool = True,
         order: Sequence[int] | None = None,
     ) -> None:
+        assert isinstance(slow, FunctionType)
         self._slow = slow
         self._order = tuple(order) if order is not None else tuple(range(inputs))
         self._cases: list[_Case] = []

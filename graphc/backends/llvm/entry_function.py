@@ -24,7 +24,7 @@ from graphc.backends.llvm.driver import CONTROL_BYTES, expand
 from graphc.backends.llvm.jit import JIT
 from graphc.backends.llvm.memory import Array, address_of
 from graphc.backends.llvm.tables import DATA_OFFSET
-from graphc.backends.llvm.target import Target, compile_lock
+from graphc.backends.llvm.target import Target, compile_lock, has_symbol
 from graphc.errors import CompileError
 from graphc.native_self import Table
 
@@ -108,6 +108,8 @@ def _module_text() -> str:
     """The module's text; `TABLE ptr case, i64 i` abbreviates the address of row i of a case."""
     lines = []
     text = at.SERVE + entry_methods_text.METHODS + entry_methods_text.RUN
+    if not has_symbol("PyObject_Vectorcall"):  # Python 3.10 has it in its headers only
+        text = text.replace("@PyObject_Vectorcall", "@_PyFunction_Vectorcall")
     for line in text.splitlines():
         name, _, operands = line.partition(" = TABLE ")
         if operands:

@@ -35,6 +35,7 @@ METHODS = f"""
 declare i64 @PyDict_Size(ptr)
 declare i32 @PyDict_Next(ptr, ptr, ptr, ptr)
 declare i32 @PyErr_BadArgument()
+declare ptr @PyObject_Vectorcall(ptr, ptr, i64, ptr)
 
 ; the slow callable with the same arguments, after `self` where there is one
 define internal ptr @slowly(ptr %slow, ptr %self, ptr %args, i64 %n, ptr %names) {{

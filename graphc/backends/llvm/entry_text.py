@@ -69,7 +69,7 @@ declare ptr @PyList_New(i64)
 declare ptr @PyTuple_New(i64)
 declare i32 @PyList_SetItem(ptr, i64, ptr)
 declare i32 @PyTuple_SetItem(ptr, i64, ptr)
-declare ptr @PyObject_Vectorcall(ptr, ptr, i64, ptr)
+declare ptr @PyObject_CallNoArgs(ptr)
 declare i64 @PyThread_get_thread_ident()
 
 ; whether `a` is a plain array of the row's dtype and shape, with all of these flags
@@ -274,7 +274,7 @@ one:
   %anew = icmp eq ptr %maker, null
   br i1 %anew, label %allocate, label %ask
 ask:
-  %issued = call ptr @PyObject_Vectorcall(ptr %maker, ptr null, i64 0, ptr null)
+  %issued = call ptr @PyObject_CallNoArgs(ptr %maker)
   br label %made
 allocate:
   %descr_at = getelementptr i64, ptr %row, i64 4
