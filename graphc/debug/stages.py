@@ -27,11 +27,11 @@ from graphc.debug.whole import check_run
 from graphc.errors import FeedError, GraphcError, RunError
 from graphc.fetches import flatten_fetches
 from graphc.host_calls import PartsExecutable, compile_parts, has_host_calls
-from graphc.node import Node, Tensor
+from graphc.node import Node, Tensor, topological
 from graphc.passes import fuse, lower, pipeline, plan_memory, resolve_state, schedule
 from graphc.passes import specialise as special
 from graphc.program import Program
-from graphc.session import Session, get_default_session, unfed_placeholder
+from graphc.session import Session, get_default_session
 
 Array = np.ndarray[Any, Any]
 
@@ -77,9 +77,11 @@ class _Check:
         for key, value in feed_dict.items():
             t = graph.get_tensor_by_name(key) if isinstance(key, str) else key
             self.fed[t] = feeds.convert(t, value)
-        missing = unfed_placeholder([t.node for t in self.fetches] + self.targets, list(self.fed))
-        if missing is not None:
-            raise FeedError(f"check: {feeds.label(missing)} is needed and not in feed_dict")
+        stop = {t.node.id for t in self.fed}
+        for node in topological([t.node for t in self.fetches] + self.targets, stop=stop):
+            if node.op.name == "placeholder" and node.id not in stop:
+                label = feeds.label(node.outputs[0])
+                raise FeedError(f"check: {label} is needed and not in feed_dict")
 
     def run(self, gradients: bool) -> None:
         try:
