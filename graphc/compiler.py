@@ -6,6 +6,7 @@ Imports: passes.pipeline, backends (the LLVM one when first used: importing grap
 from __future__ import annotations
 
 from graphc.backends.base import Executable
+from graphc.budget import Budget
 from graphc.dims import DimLike
 from graphc.kernel import Contraction, Cut, Kernel, blocks
 from graphc.passes.pipeline import Trace, build_plan, optimize
@@ -29,14 +30,19 @@ def cut_of(kernel: Contraction) -> Cut:
     return contraction_cut(kernel)
 
 
-def plan_cpu(program: Program, trace: Trace | None = None) -> tuple[Plan, Program]:
-    """The plan of a program for the CPU, and the program as it was lowered."""
-    return build_plan(optimize(program, trace=trace), blocks_of, trace, cut_of)
+def plan_cpu(
+    program: Program, trace: Trace | None = None, budget: Budget | None = None
+) -> tuple[Plan, Program]:
+    """The plan of a program for the CPU, and the program as it was lowered.
+
+    Both depend on the budget: on its bytes and on its sizes.  Raises MemoryBudgetError.
+    """
+    return build_plan(optimize(program, trace=trace), blocks_of, trace, budget, cut_of)
 
 
-def compile_cpu(program: Program) -> tuple[Executable, Program]:
-    """Native code for a program, and the program as it was lowered."""
+def compile_cpu(program: Program, budget: Budget | None = None) -> tuple[Executable, Program]:
+    """Native code for a program, and the program as it was lowered; see `plan_cpu`."""
     from graphc.backends.llvm.executable import compile_plan
 
-    plan, lowered = plan_cpu(program)
+    plan, lowered = plan_cpu(program, budget=budget)
     return compile_plan(plan), lowered

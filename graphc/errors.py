@@ -69,6 +69,10 @@ class SizeError(RunError, MemoryError):
     """Sizes whose arrays no memory can hold."""
 
 
+class MemoryBudgetError(GraphcError, MemoryError):
+    """A program that cannot run within its memory budget: found before it runs."""
+
+
 class IndexOutOfRangeError(RunError, IndexError):
     """An index outside its axis, found while running."""
 

@@ -8,6 +8,7 @@ Imports: feeds, graph, program, passes, backends, nan_guard, statistics.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from graphc import feeds, nan_guard
 from graphc.backends.base import Executable
 from graphc.backends.reference import ReferenceExecutable
+from graphc.budget import Budget, parse_budget
 from graphc.compilations import ProgramLog, Timer, meeting_reason, rank_reason
 from graphc.dims import Sizes
 from graphc.errors import FeedError, GraphTypeError, NonFiniteError, ShapeError
@@ -53,13 +55,16 @@ class RunOptions:
     threads    how many threads it may use (None: the session's)
     nan_guard  fail with NonFiniteError, changing nothing, where a fetch or an update is not finite
     trace      a gx.Trace that collects the time of each step; the run then uses one thread
+    memory_budget  scratch memory it may use, in bytes or as '512MB' (None: the session's)
     """
 
     threads: int | None = None
     nan_guard: bool = False
     trace: Trace | None = None
+    memory_budget: int | str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "memory_budget", parse_budget(self.memory_budget))
         if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
             raise GraphTypeError(f"threads must be a positive int, not {self.threads!r}")
 
@@ -102,16 +107,25 @@ class _Ranked:
     meetings: list[Meeting]  # of sizes that broadcast when they are known
     constraints: list[Any]
     reason: str | None  # why these ranks were not the ones before
-    by_outcome: dict[tuple[Any, ...], Compiled] = field(default_factory=dict)
+    by_outcome: dict[tuple[Any, ...], list[Compiled]] = field(default_factory=dict)
 
 
 class Entry:
-    """Everything compiled for one program on one device."""
+    """Everything compiled for one program on one device.
 
-    def __init__(self, program: Program, device: str, guard: bool = False) -> None:
+    With a memory budget, in bytes, that may be several plans of which one makes more values again
+    instead of keeping them than another; sizes take the first whose memory is within the budget.
+    """
+
+    def __init__(
+        self, program: Program, device: str, guard: bool = False, budget: int | None = None
+    ) -> None:
+        if budget is not None and device == "reference":
+            raise GraphTypeError("memory_budget needs a compiled device, not 'reference'")
         self.program = program
         self.device = device
         self.guard = guard
+        self.budget = budget
         self._by_rank: dict[tuple[int, ...], _Ranked] = {}
         self._bound: dict[tuple[tuple[int, ...], ...], tuple[Compiled, Sizes]] = {}
         self._lock = threading.Lock()
@@ -140,20 +154,21 @@ class Entry:
         sizes = feeds.bind_sizes(ranked.program.inputs, shapes)
         feeds.check_constraints(ranked.constraints, sizes)
         outcome = _outcome(ranked, sizes)
-        compiled = ranked.by_outcome.get(outcome)
-        if compiled is None:
-            timer = Timer()
-            compiled = self._new_plan(ranked, outcome, sizes)
-            self._noted(timer, ranked, outcome)
-            ranked.by_outcome[outcome] = compiled
-        else:
-            count("plan_hits")
+        known = ranked.by_outcome.get(outcome, [])
+        for compiled in known:
+            if self.budget is None or compiled.executable.arena_bytes(sizes) <= self.budget:
+                count("plan_hits")
+                return compiled, sizes
+        timer = Timer()
+        compiled = self._new_plan(ranked, outcome, sizes)
+        self._noted(timer, ranked, outcome)
+        ranked.by_outcome[outcome] = [*known, compiled]
         return compiled, sizes
 
     def _new_plan(self, ranked: _Ranked, outcome: tuple[Any, ...], sizes: Sizes) -> Compiled:
         """Code for an outcome: out of the cache on disk, or compiled and put there."""
         place = None
-        if self.device == "cpu":
+        if self.device == "cpu" and self.budget is None:
             from graphc.plan_cache import place_of  # only now: a reference device has no use for it
 
             place = place_of(ranked.program, outcome, self.guard)
@@ -176,6 +191,8 @@ class Entry:
             reason = ranked.reason
             if outcome not in ranked.by_outcome and ranked.by_outcome:
                 reason = meeting_reason(ranked.meetings, outcome)
+            elif ranked.by_outcome.get(outcome):
+                reason = "these sizes do not fit the memory budget otherwise"
             self.log.note(timer, reason)
 
     def _build_ranked(
@@ -194,6 +211,8 @@ class Entry:
         if self.guard:
             program = nan_guard.guard(program)
         compiler = COMPILERS[self.device]
+        if self.budget is not None:  # what is compiled depends on it, so a cache's key must too
+            compiler = functools.partial(compiler, budget=Budget(self.budget, sizes))
         if has_host_calls(program) and self.device != "reference":
             executable, compiled = compile_parts(program, compiler)
         else:
@@ -242,7 +261,6 @@ def collector_paused() -> Iterator[None]:
     again costs a fifth of the time.
     """
     enabled = gc.isenabled()
-    gc.disable()
     try:
         yield
     finally:
@@ -272,20 +290,20 @@ def native_entry(
 # ---- devices -----------------------------------------------------------------------------------
 
 
-def _cpu(program: Program) -> tuple[Executable, Program]:
+def _cpu(program: Program, budget: Budget | None = None) -> tuple[Executable, Program]:
     from graphc.backends.llvm.entry_function import native_function
     from graphc.compiler import compile_cpu  # the passes take a while to import
 
     native_function()  # now, so that no later call has to wait for it
-    return compile_cpu(program)
+    return compile_cpu(program, budget)
 
 
-def _reference(program: Program) -> tuple[Executable, Program]:
+def _reference(program: Program, budget: Budget | None = None) -> tuple[Executable, Program]:
     return ReferenceExecutable(program), program
 
 
-COMPILERS: dict[str, Callable[[Program], tuple[Executable, Program]]] = {
+COMPILERS: dict[str, Callable[..., tuple[Executable, Program]]] = {
     "reference": _reference,
     "cpu": _cpu,
 }
-"""device -> (program -> executable, the program it runs)."""
+"""device -> (program, budget=None -> executable, the program it runs)."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graphc import feeds
+from graphc.budget import parse_budget
 from graphc.compilations import Compilation, CompileLog
 from graphc.default_session import Gate, default_gate, settings_gate
 from graphc.errors import FeedError, GraphTypeError, UnusedInputError
@@ -64,8 +65,10 @@ class Function(NativeSelf):
         name: str,
         allow_input_downcast: bool | None,
         on_unused_input: str,
+        memory_budget: int | None = None,
     ) -> None:
         self.name = name
+        self.memory_budget = memory_budget
         self.graph = graph
         self.updates = tuple(updates)
         self.givens = tuple(givens)
@@ -81,7 +84,7 @@ class Function(NativeSelf):
         self._require_inputs(roots, tensors)
         self.program = resolve_state(flat, (), tensors, givens, updates)
         _check_used(name, self.program, tensors, on_unused_input)
-        self._entries: dict[tuple[str, bool], Entry] = {}
+        self._entries: dict[tuple[str, bool, int | None], Entry] = {}
         self._compilations = CompileLog()
         self._fetched = [*flat, *(v for v, _ in updates)]
         self._slow_runs = 0
@@ -155,7 +158,8 @@ class Function(NativeSelf):
         self, session: Session, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> list[Any]:
         arrays = self._parameters.arrays(args, kwargs)
-        key = (session.device, session.nan_guard)
+        budget = session.memory_budget if self.memory_budget is None else self.memory_budget
+        key = (session.device, session.nan_guard, budget)
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries.setdefault(key, self._new_entry(*key))
@@ -236,6 +240,7 @@ class Function(NativeSelf):
             name or self.name,
             self._downcast,
             "ignore",
+            self.memory_budget,
         )
         if not share_memory:
             copied._session = self._private_session(copied.program)
@@ -293,6 +298,7 @@ def function(
     no_default_updates: Any = False,
     allow_input_downcast: bool | None = None,
     name: str | None = None,
+    memory_budget: int | str | None = None,
 ) -> Function:
     """Compile a function from values of `inputs` to values of `outputs`.
 
@@ -305,6 +311,7 @@ def function(
     session                where to run (None: the default session at the call, else the graph's)
     no_default_updates     True, or a list of variables whose `default_update` is not applied
     allow_input_downcast   True: convert wider floats; None: only Python floats; False: neither
+    memory_budget          scratch memory of a call, in bytes or as '512MB' (None: the session's)
     Raises GraphTypeError for what is of the wrong kind, type or shape, GraphError for duplicates.
     """
     if on_unused_input not in ("raise", "warn", "ignore"):
@@ -332,6 +339,7 @@ def function(
         label,
         allow_input_downcast,
         on_unused_input,
+        parse_budget(memory_budget),
     )
 
 

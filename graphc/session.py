@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphc import feeds, flags
+from graphc.budget import parse_budget
 from graphc.call import Call, tensors_of
 from graphc.compilations import Compilation, CompileLog, new_program_reason
 from graphc.default_session import (
@@ -71,6 +72,9 @@ class Session(NativeSelf):
     threads    how many threads a run may use (default: the machine's cores)
     device     'cpu' (compiled) or 'reference' (NumPy, node by node)
     nan_guard  fail every run in which a fetch or an update is not finite
+    memory_budget  scratch memory one run may use, in bytes or as '512MB' (default: any).  Values
+               are made again instead of kept where that is needed, which gives the same bits and
+               takes more time; what cannot be done in the budget raises MemoryBudgetError
     Any number of Python threads may use one session.
     """
 
@@ -80,6 +84,7 @@ class Session(NativeSelf):
         threads: int | None = None,
         device: str = "cpu",
         nan_guard: bool = False,
+        memory_budget: int | str | None = None,
     ) -> None:
         if graph is not None and not isinstance(graph, Graph):
             raise GraphTypeError(f"Session: graph must be a gx.Graph, not {graph!r}")
@@ -92,6 +97,9 @@ class Session(NativeSelf):
         self.threads = threads or flags.THREADS.value or _cores()
         self.device = device
         self._nan_guard = bool(nan_guard)
+        self._memory_budget = parse_budget(memory_budget)
+        if memory_budget is not None and device == "reference":
+            raise GraphTypeError("Session: memory_budget needs a compiled device, not 'reference'")
         self.variables = VariableStore(self.graph)
         self._calls: dict[Any, Call] = {}
         self._clock = itertools.count()
@@ -113,6 +121,11 @@ class Session(NativeSelf):
         with self._lock:
             self._forget(self._calls.values())
 
+    @property
+    def memory_budget(self) -> int | None:
+        """Bytes of scratch memory a run may use, or None."""
+        return self._memory_budget
+
     # ---- running
 
     def run(
@@ -126,9 +139,9 @@ class Session(NativeSelf):
         fetches    a tensor, operation, name, or a nested list/tuple/dict/namedtuple of them; the
                    result has the same structure, with None for operations
         feed_dict  values by tensor (any tensor, not only placeholders) or name
-        options    threads and NaN guard of this run
+        options    threads, NaN guard and memory budget of this run
         If anything fails no variable changes.  Raises FeedError, FetchError, UninitializedError,
-        ShapeError or RunError; every message names the user's line.
+        ShapeError, MemoryBudgetError or RunError; every message names the user's line.
         """
         kind = type(fetches)
         several = kind is list or kind is tuple
@@ -137,7 +150,8 @@ class Session(NativeSelf):
             raise FeedTypeError(f"feed_dict is a dict of values by tensor, not {feed_dict!r:.60}")
         fed = tuple(map(id, feed_dict)) if feed_dict else ()
         guard = self._nan_guard if options is None else self._guarded(options)
-        call = self._calls.get((fetched, fed, guard))
+        budget = self.memory_budget if options is None else self._budget(options)
+        call = self._calls.get((fetched, fed, guard, budget))
         values = feed_dict.values() if feed_dict else ()
         if call is None:
             call, rebuild = self._new_call(fetches, feed_dict, options)
@@ -219,6 +233,11 @@ class Session(NativeSelf):
             raise GraphTypeError(f"options is a gx.RunOptions, not {options!r:.60}")
         return self.nan_guard or options.nan_guard
 
+    def _budget(self, options: RunOptions | None) -> int | None:
+        """The memory budget of a run."""
+        own = None if options is None else parse_budget(options.memory_budget)
+        return self.memory_budget if own is None else own
+
     def _run_call(self, call: Call, values: Any, options: RunOptions | None) -> list[Any]:
         """One value per fetch."""
         if options is None:
@@ -283,7 +302,9 @@ class Session(NativeSelf):
         with self._lock:
             if self._run_table is None:
                 self._run_table = self._native_table = _new_run_table()
-            if call.entry.guard == self._nan_guard and call in self._calls.values():
+            entry = call.entry
+            same = entry.guard == self._nan_guard and entry.budget == self.memory_budget
+            if same and call in self._calls.values():
                 self._run_table.add(record)
 
     def _forget(self, calls: Iterable[Call]) -> None:
@@ -304,19 +325,22 @@ class Session(NativeSelf):
         if not self.graph.nodes_made:
             raise RunError("the graph is empty: there is nothing to run")
         with self._lock:
-            call = self._call(flat, self._feed_keys(feed_dict), self._guarded(options))
+            call = self._call(flat, self._feed_keys(feed_dict), options)
         return call, rebuild
 
-    def _call(self, flat: Sequence[Fetch], fed: Sequence[Tensor], guard: bool) -> Call:
-        key = (tuple(map(id, flat)), tuple(map(id, fed)), guard)
+    def _call(
+        self, flat: Sequence[Fetch], fed: Sequence[Tensor], options: RunOptions | None
+    ) -> Call:
+        guard, budget = self._guarded(options), self._budget(options)
+        key = (tuple(map(id, flat)), tuple(map(id, fed)), guard, budget)
         call = self._calls.get(key)
         if call is not None:
             return call
         order = sorted(range(len(fed)), key=lambda i: (fed[i].node.id, fed[i].index))
         if order == list(range(len(fed))):
-            call = Call(flat, fed, self._build_entry(flat, fed, guard))
+            call = Call(flat, fed, self._build_entry(flat, fed, guard, budget))
         else:  # feeds in another order share one program
-            same = self._call(flat, [fed[i] for i in order], guard)
+            same = self._call(flat, [fed[i] for i in order], options)
             call = Call(flat, fed, same.entry, order)
         call.used = next(self._clock)
         self._calls[key] = call
@@ -355,12 +379,14 @@ class Session(NativeSelf):
             raise FeedError(f"feed {key!r} belongs to another graph than this session's")
         return key
 
-    def _build_entry(self, flat: Sequence[Fetch], fed: Sequence[Tensor], guard: bool) -> Entry:
+    def _build_entry(
+        self, flat: Sequence[Fetch], fed: Sequence[Tensor], guard: bool, budget: int | None
+    ) -> Entry:
         fetched = tensors_of(flat)
         targets = tuple(x for x in flat if isinstance(x, Node))
         feeds.require_fed([*(t.node for t in fetched), *targets], fed)
         self.graph.has_run()
-        entry = Entry(resolve_state(fetched, targets, fed), self.device, guard)
+        entry = Entry(resolve_state(fetched, targets, fed), self.device, guard, budget)
         made = [(call.flat, call.fed) for call in self._calls.values()]
         entry.log = self._compilations.of(flat, fed, new_program_reason(flat, fed, made))
         return entry

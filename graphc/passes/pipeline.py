@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from graphc import flags
+from graphc.budget import Budget
 from graphc.passes.canonicalise import canonicalise
+from graphc.passes.estimate import Estimate
+from graphc.passes.facts import Facts
 from graphc.passes.fuse import fuse
 from graphc.passes.layout import cancel_transposes
 from graphc.passes.lower import CutOf, lower
+from graphc.passes.meet_budget import meet_budget
 from graphc.passes.plan_memory import BlocksOf, plan_memory
 from graphc.passes.schedule import schedule
 from graphc.passes.simplify import simplify
@@ -79,10 +83,15 @@ def build_plan(
     program: Program,
     blocks_of: BlocksOf,
     trace: Trace | None = None,
+    budget: Budget | None = None,
     cut_of: CutOf | None = None,
 ) -> tuple[Plan, Program]:
-    """Fuse, lower and plan an optimized program; also the program as it was lowered."""
+    """Fuse, lower and plan an optimized program; also the program as it was lowered.
+
+    Raises MemoryBudgetError where the arena is larger than the budget at the budget's sizes.
+    """
     trace = trace or Trace()
+    facts = Facts()
     started = time.perf_counter()
     fusion = fuse(program)
     trace.note("fuse", started)
@@ -90,10 +99,13 @@ def build_plan(
     steps = lower(fusion, cut_of)
     trace.note("lower", started)
     started = time.perf_counter()
-    steps = schedule(fusion, steps)
+    ordered = schedule(fusion, steps, facts)
     trace.note("schedule", started)
     started = time.perf_counter()
-    plan = plan_memory(fusion, steps, blocks_of)
+    plan = plan_memory(fusion, ordered, blocks_of, facts)
+    if budget is not None and plan.arena_bytes(budget.sizes) > budget.bytes:
+        facts = Facts(Estimate(budget.sizes))
+        plan = meet_budget(fusion, schedule(fusion, steps, facts), blocks_of, facts, budget)
     trace.note("plan_memory", started)
     _Dump().plan(plan)
     return plan, fusion.program

@@ -4,7 +4,7 @@ Buffers that are alive together are kept apart, whatever the sizes turn out to b
 output takes over the memory of an input that dies in the same step where the kernel reads each
 element only in the iteration that writes it.  Variables are updated in place when nobody reads the
 old value later and no later step can fail; otherwise by a copy after the commit point.
-Imports: plan, kernel, operands, fuse, program, place, estimate, share_kernels.
+Imports: plan, kernel, operands, fuse, program, place, facts, share_kernels.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from graphc import dims
-from graphc.arena import Slot
-from graphc.dims import DimLike
+from graphc.arena import Slot, stack
+from graphc.dims import DimLike, Sizes
 from graphc.kernel import (
     Access,
     Expr,
@@ -28,10 +28,9 @@ from graphc.kernel import (
     Term,
 )
 from graphc.node import Tensor
-from graphc.passes.estimate import Estimate
+from graphc.passes.facts import Facts
 from graphc.passes.fuse import Fusion
-from graphc.passes.in_place import may_share
-from graphc.passes.operands import CheckSite, LoweredStep, Value, value_bytes
+from graphc.passes.operands import CheckSite, LoweredStep, Value
 from graphc.passes.place import Block, keep_longer, place
 from graphc.passes.share_kernels import share_kernels
 from graphc.passes.wait import find_waits
@@ -50,10 +49,10 @@ def plan_memory(
     fusion: Fusion,
     steps: Sequence[LoweredStep],
     blocks_of: BlocksOf,
-    estimate: Estimate | None = None,
+    facts: Facts | None = None,
 ) -> Plan:
     """Place every value and tie the steps together; well for the sizes that are estimated."""
-    return _Planner(fusion, list(steps), estimate or Estimate()).plan(blocks_of)
+    return _Planner(fusion, list(steps), facts or Facts()).plan(blocks_of)
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,20 @@ class Use:
 
 
 def lifetimes(
-    fusion: Fusion, steps: Sequence[LoweredStep], estimate: Estimate
+    fusion: Fusion, steps: Sequence[LoweredStep], facts: Facts
 ) -> tuple[list[Block], list[Use]]:
     """The blocks of memory that the steps need in this order, and every value in them."""
-    planner = _Planner(fusion, list(steps), estimate)
+    planner = _Planner(fusion, list(steps), facts)
     planner.find_blocks()
     return planner.blocks, [Use(p.value, p.first, p.last) for p in planner.places]
+
+
+def arena_bytes(fusion: Fusion, steps: Sequence[LoweredStep], facts: Facts, sizes: Sizes) -> int:
+    """The size of the arena that `plan_memory` would give, without the rest of the plan."""
+    planner = _Planner(fusion, list(steps), facts)
+    planner.find_blocks()
+    planner.place_slots()
+    return stack(planner.slots, [slot.bytes(sizes) for slot in planner.slots])[1]
 
 
 @dataclass(eq=False)
@@ -86,9 +93,9 @@ class _Place:
 
 
 class _Planner:
-    def __init__(self, fusion: Fusion, steps: list[LoweredStep], estimate: Estimate) -> None:
+    def __init__(self, fusion: Fusion, steps: list[LoweredStep], facts: Facts) -> None:
         self.fusion = fusion
-        self.estimate = estimate
+        self.facts = facts
         self.program = fusion.program
         self.steps = steps
         self.refs: dict[int, Ref] = {}
@@ -100,11 +107,10 @@ class _Planner:
         self.slots: list[Slot] = []
         self.slot_of: list[int] = []  # by block
         self.places: list[_Place] = []
-        self._bytes: dict[int, DimLike] = {}
 
     def plan(self, blocks_of: BlocksOf) -> Plan:
         self.find_blocks()
-        self._place_slots()
+        self.place_slots()
         rows = self._rows()
         commit = self._commit()
         kernels, table = self._table(rows, blocks_of)
@@ -175,7 +181,9 @@ class _Planner:
 
     def _in_place(self, step: LoweredStep, old: Value, new: Value) -> bool:
         b = next(j for j, v in enumerate(step.args) if v is new)
-        return all(may_share(step.kernel, j, b) for j, v in enumerate(step.args) if v is old)
+        return all(
+            self.facts.may_share(step.kernel, j, b) for j, v in enumerate(step.args) if v is old
+        )
 
     # ---- the arena
 
@@ -198,7 +206,7 @@ class _Planner:
                 if id(value) not in self.refs and id(value) not in alive:
                     alive[id(value)] = self._allocate(i, s, j, last, alive, taken)
 
-    def _place_slots(self) -> None:
+    def place_slots(self) -> None:
         """A slot for each block."""
         for p in self.places:
             self.refs[id(p.value)] = Ref("slot", p.block)
@@ -212,12 +220,6 @@ class _Planner:
         for p in self.places:
             self.refs[id(p.value)] = Ref("slot", self.slot_of[p.block])
 
-    def _bytes_of(self, value: Value) -> DimLike:
-        found = self._bytes.get(id(value))
-        if found is None:
-            found = self._bytes[id(value)] = value_bytes(value)
-        return found
-
     def _allocate(
         self,
         i: int,
@@ -228,16 +230,16 @@ class _Planner:
         taken: set[int],
     ) -> _Place:
         value = step.args[j]
-        size = self._bytes_of(value)
+        size = self.facts.exact_bytes(value)
         for k, old in enumerate(step.args):
             dying = alive.get(id(old))
             if dying is None or last[id(old)] != i or id(old) in taken or k in step.writes:
                 continue
-            if self._bytes_of(old) == size and self._in_place(step, old, value):
+            if self.facts.exact_bytes(old) == size and self._in_place(step, old, value):
                 taken.add(id(old))
                 self.blocks[dying.block].last = last[id(value)]
-                return self._add(value, dying.block, i, last[id(value)], _name(old))
-        self.blocks.append(Block(self.estimate.of(size), i, last[id(value)]))
+                return self._add(value, dying.block, i, last[id(value)], name_of(old))
+        self.blocks.append(Block(self.facts.bytes(value), i, last[id(value)]))
         self.block_bytes.append(size)
         return self._add(value, len(self.blocks) - 1, i, last[id(value)])
 
@@ -289,9 +291,9 @@ class _Planner:
     def _uses(self) -> tuple[BufferUse, ...]:
         return tuple(
             BufferUse(
-                _name(p.value),
+                name_of(p.value),
                 self.slot_of[p.block],
-                self._bytes_of(p.value),
+                self.facts.exact_bytes(p.value),
                 p.first,
                 p.last,
                 p.in_place_of,
@@ -307,7 +309,8 @@ def _border(t: Tensor) -> Border:
     return Border(t.node.name, t.type, t.node.loc)
 
 
-def _name(value: Value) -> str:
+def name_of(value: Value) -> str:
+    """What a value is called in listings."""
     if isinstance(value, Tensor):
         return value.node.name or f"{value.node.op.name}.{value.node.id}"
     return value.name

@@ -7,7 +7,7 @@ A greedy list scheduler: among the steps that are ready it runs the one that fre
 allocates least.  The result is kept only if its estimated peak is below that of the order given.
 Steps that overwrite a variable wait for its readers and for run-time checks, where they can, so
 that memory planning can update in place.  Keeps: dependencies.  O(n log n).
-Imports: fuse, operands, estimate.
+Imports: fuse, operands, facts.
 """
 
 from __future__ import annotations
@@ -15,38 +15,24 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from graphc.passes.estimate import Estimate
+from graphc.passes.facts import Facts
 from graphc.passes.fuse import Fusion
-from graphc.passes.operands import LoweredStep, Value, value_bytes
+from graphc.passes.operands import LoweredStep, Value
 
 
 def schedule(
-    fusion: Fusion, steps: Sequence[LoweredStep], estimate: Estimate | None = None
+    fusion: Fusion, steps: Sequence[LoweredStep], facts: Facts | None = None
 ) -> list[LoweredStep]:
     """The steps in the order in which they should run, for the sizes that are estimated."""
     given = list(steps)
     if len(given) < 3:
         return given
-    sizes = _Sizes(estimate or Estimate())
-    greedy = _Scheduler(fusion, given, sizes).order()
-    return greedy if peak(fusion, greedy, sizes) < peak(fusion, given, sizes) else given
+    facts = facts or Facts()
+    greedy = _Scheduler(fusion, given, facts).order()
+    return greedy if peak(fusion, greedy, facts) < peak(fusion, given, facts) else given
 
 
-class _Sizes:
-    """Estimated bytes of values, worked out once."""
-
-    def __init__(self, estimate: Estimate) -> None:
-        self._estimate = estimate
-        self._found: dict[int, int] = {}
-
-    def of(self, value: Value) -> int:
-        found = self._found.get(id(value))
-        if found is None:
-            found = self._found[id(value)] = self._estimate.of(value_bytes(value))
-        return found
-
-
-def peak(fusion: Fusion, steps: Sequence[LoweredStep], sizes: _Sizes) -> int:
+def peak(fusion: Fusion, steps: Sequence[LoweredStep], facts: Facts) -> int:
     """The most bytes of values made by steps that are alive at once, as estimated."""
     last: dict[int, int] = {}
     for i, s in enumerate(steps):
@@ -56,10 +42,10 @@ def peak(fusion: Fusion, steps: Sequence[LoweredStep], sizes: _Sizes) -> int:
     alive = most = 0
     for i, s in enumerate(steps):
         made = {id(s.args[w]): s.args[w] for w in s.writes}
-        alive += sum(sizes.of(v) for k, v in made.items() if k not in kept)
+        alive += sum(facts.bytes(v) for k, v in made.items() if k not in kept)
         most = max(most, alive)
         ending = {id(v): v for v in s.args if last[id(v)] == i and id(v) not in kept}
-        alive -= sum(sizes.of(v) for k, v in ending.items() if k in made or _is_made(v, fusion))
+        alive -= sum(facts.bytes(v) for k, v in ending.items() if k in made or _is_made(v, fusion))
     return most
 
 
@@ -77,8 +63,8 @@ CHECKS = -1
 
 
 class _Scheduler:
-    def __init__(self, fusion: Fusion, steps: list[LoweredStep], sizes: _Sizes) -> None:
-        self.sizes = sizes
+    def __init__(self, fusion: Fusion, steps: list[LoweredStep], facts: Facts) -> None:
+        self.facts = facts
         self.fusion = fusion
         self.steps = steps
         self.kept = _kept(fusion)
@@ -132,10 +118,10 @@ class _Scheduler:
         """Bytes allocated minus bytes freed by running step i now."""
         s = self.steps[i]
         made = {id(s.args[w]): s.args[w] for w in s.writes}
-        cost = sum(self.sizes.of(v) for k, v in made.items() if k not in self.kept)
+        cost = sum(self.facts.bytes(v) for k, v in made.items() if k not in self.kept)
         for v in self._reads(s):
             if self.left[id(v)] == 1 and id(v) in self.producer and id(v) not in self.kept:
-                cost -= self.sizes.of(v)
+                cost -= self.facts.bytes(v)
         return cost
 
     def order(self) -> list[LoweredStep]:
