@@ -260,6 +260,7 @@ from graphc.passes.differentiate import gradients, hessian_vector_product, jvp, 
 from graphc.session import RunOptions, Session, get_default_session
 from graphc.shared import shared
 from graphc.statistics import stats
+from graphc.threads import thread_limits
 from graphc.trace import Roofline, Trace
 from graphc.types import (
     DType,

@@ -59,6 +59,12 @@ def parse_bytes(text: str) -> int:
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+def _first_positive(text: str) -> int | None:
+    """The first of several numbers; None where it makes no sense, since it is not only for us."""
+    first = text.partition(",")[0].strip()
+    return int(first) or None if first.isdecimal() else None
+
+
 def _switch(text: str) -> bool:
     if text not in ("0", "1"):
         raise ValueError("expected 0 or 1")
@@ -70,6 +76,13 @@ THREADS: Flag[int | None] = Flag(
     None,
     "threads a run may use where neither session nor options say; unset: the cores available",
     _positive,
+)
+
+OMP_THREADS: Flag[int | None] = Flag(
+    "OMP_NUM_THREADS",
+    None,
+    "the same where GRAPHC_THREADS is unset, as other libraries read it",
+    _first_positive,
 )
 
 VERIFY: Flag[bool] = Flag(
@@ -102,6 +115,7 @@ CACHE_SIZE: Flag[int] = Flag(
 
 FLAGS: tuple[Flag[int] | Flag[int | None] | Flag[bool] | Flag[str | None], ...] = (
     THREADS,
+    OMP_THREADS,
     VERIFY,
     DUMP,
     CACHE,

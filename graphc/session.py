@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphc import feeds, flags
+from graphc import feeds
 from graphc.budget import parse_budget
 from graphc.call import Call, tensors_of
 from graphc.compilations import Compilation, CompileLog, new_program_reason
@@ -43,7 +42,7 @@ from graphc.graph import Graph, GraphKeys, get_default_graph
 from graphc.native_self import NativeSelf, Table, take_over
 from graphc.node import Node, Tensor
 from graphc.ops.state import Variable
-from graphc.passes.resolve_state import resolve_state
+from graphc.threads import default_threads, join_threadpoolctl
 from graphc.variable_store import VariableStore
 
 if TYPE_CHECKING:
@@ -94,12 +93,13 @@ class Session(NativeSelf):
             known = ", ".join(repr(d) for d in COMPILERS)
             raise GraphTypeError(f"Session: device must be one of {known}, not {device!r}")
         self.graph = graph or get_default_graph()
-        self.threads = threads or flags.THREADS.value or _cores()
+        self.threads = threads or default_threads()
         self.device = device
         self._nan_guard = bool(nan_guard)
         self._memory_budget = parse_budget(memory_budget)
         if memory_budget is not None and device == "reference":
             raise GraphTypeError("Session: memory_budget needs a compiled device, not 'reference'")
+        join_threadpoolctl()
         self.variables = VariableStore(self.graph)
         self._calls: dict[Any, Call] = {}
         self._clock = itertools.count()
@@ -483,10 +483,3 @@ def _new_run_table() -> RunTable:
     make = functools.partial(native.method, Session, "run", "run_session", _run_doc)
     take_over(Session, "run", _python_run, make)
     return RunTable(_python_run)
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1

@@ -18,14 +18,14 @@ graphc
 nn train export frontends onnx compat
 call compilations compiler default_session execution nan_guard variable_store read_write_lock feeds
     fetches session function function_inputs shared memory explanation derivatives custom host_calls
-    compile_profile debug plan_cache program_key
+    compile_profile debug plan_cache program_key late_program
 passes backends
 ops
 node builder graph late_nodes program rewrite text parse parse_values verify
     kernel kernel_work nest plan plan_file plan_text contraction_maps
 types tensor_file trace native_self foreign
 dims arena budget constraints location
-errors flags forks version statistics files cache fingerprint
+errors flags forks threads version statistics files cache fingerprint
 """
 """What stands below `graphc.`, highest layer first; an indented line continues the one before.
 

@@ -1,6 +1,6 @@
 """The native driver, as LLVM text: one call runs a whole plan.
 
-Plan table, 64-bit words.  Header, 16 words:
+Plan table, 64-bit words.  Header, 24 words:
 
     0 steps   1 commit step, -1 without checks   2 fault records   3 words of fault records
     4 whether threads help   5 args   6 patches   7 number of patches   8 borders
@@ -8,6 +8,8 @@ Plan table, 64-bit words.  Header, 16 words:
     10 the Python thread to ask for signals, or null   11 nanoseconds allowed, 0: any number
     12 stop   13 when to look at the clock next   14 the first step that writes state, -1 for a run
     too short to be stopped   15 when the time is up
+    16 nanoseconds of the best run with the team   17 of the usual one   18 of one without
+    19 runs to do without   20 how many the next time
 
 A patch (argument position, border position) is a pointer that lives for one run only: it is written
 before the first step and cleared after the last.  Then one row of 8 words per step:
@@ -18,7 +20,8 @@ Control block of the team, one cache line per word that is written often:
 
     0 signal (i32, futex)   64 sleepers (i32)   128 door
     192 plan   200 places left   208 processor of the run's own thread (i32)
-    256 busy   320 generation   384 spins before sleeping   392 workers
+    256 busy   320 generation   384 spins before sleeping   392 workers   400 processors
+    408 workers that a run may call at most   448 runs now that could use the team
     512 + 64 * worker: the plan the worker is inside, the control block
 
 `door` is generation << 1 | open.  A worker enters by publishing the plan in its own word and
@@ -41,13 +44,15 @@ from graphc.backends.llvm.driver_plan import ALONE_RUN, PLAN
 from graphc.backends.llvm.driver_stop import stop_text
 from graphc.backends.llvm.driver_team import (
     FUTEX_SLEEP,
+    LONGEST_HOLD,
     NO_SPREAD,
     POLLING_SLEEP,
     SPREAD,
+    STALL_SECONDS,
     TEAM,
 )
 
-HEADER_WORDS = 16
+HEADER_WORDS = 24
 STEP_WORDS = 8
 CONTROL_BYTES = 512
 WORKER_BYTES = 64
@@ -84,6 +89,8 @@ def driver_text(
         "{declare_sleep}": declare_sleep,
         "{pause}": pause,
         "{futex}": str(FUTEX_CALL.get(architecture, 0)),
+        "{stall_ns}": str(int(STALL_SECONDS * 1e9)),
+        "{longest_hold}": str(LONGEST_HOLD),
     }.items():
         text = text.replace(name, replacement)
     return expand(text)
@@ -98,7 +105,7 @@ def expand(text: str) -> str:
     )
     return re.sub(
         r"  (%\w+) = ROW (ptr %\w+), i64 (%\w+)",
-        r"  \1.o = shl i64 \3, 6\n  \1.b = add i64 \1.o, 128\n"
+        rf"  \1.o = shl i64 \3, 6\n  \1.b = add i64 \1.o, {8 * HEADER_WORDS}\n"
         r"  \1 = getelementptr i8, \2, i64 \1.b",
         text,
     )

@@ -152,6 +152,10 @@ entry:
 """
 
 NO_STOP = r"""
+define internal i64 @now() nounwind {
+  ret i64 0
+}
+
 define internal i1 @seal(ptr %p) nounwind {
   ret i1 true
 }

@@ -5,6 +5,12 @@ See `driver` for the control block and the abbreviations WORD and ROW.  Imports:
 
 from __future__ import annotations
 
+STALL_SECONDS = 20e-6
+"""A run that takes half as long again as the best, and this much, was held up."""
+
+LONGEST_HOLD = 63
+"""Runs of a plan without the team before it is tried again."""
+
 TEAM = r"""
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
 declare i32 @sched_yield()
@@ -282,6 +288,92 @@ no:
   ret i1 false
 }
 
+; how many workers to call: none where other runs keep the processors busy, or while this plan is
+; better off without
+define internal i64 @inviting(ptr %c, ptr %p, i64 %others, i64 %workers) nounwind {
+entry:
+  %cores_at = getelementptr i8, ptr %c, i64 400
+  %cores = load atomic i64, ptr %cores_at monotonic, align 8
+  %idle_all = sub i64 %cores, %others
+  %idle = sub i64 %idle_all, 1
+  %rest = call i64 @llvm.smin.i64(i64 %idle, i64 %workers)
+  %first = icmp eq i64 %others, 0
+  %wanted = select i1 %first, i64 %workers, i64 %rest
+  %limit_at = getelementptr i8, ptr %c, i64 408
+  %limit = load atomic i64, ptr %limit_at monotonic, align 8
+  %help = call i64 @llvm.smin.i64(i64 %limit, i64 %wanted)
+  %hold = WORD ptr %p, i64 19
+  %held = icmp sgt i64 %hold, 0
+  br i1 %held, label %none, label %some
+none:
+  %hold_at = getelementptr i8, ptr %p, i64 152
+  %hold1 = sub i64 %hold, 1
+  store i64 %hold1, ptr %hold_at, align 8
+  ret i64 0
+some:
+  ret i64 %help
+}
+
+; A worker without a processor holds a run up by milliseconds.  So the times of runs with and
+; without the team are compared; only one that took much longer than the best leads to some without.
+define internal void @learn(ptr %p, i64 %t, i1 %team) nounwind {
+entry:
+  %best_at = getelementptr i8, ptr %p, i64 128
+  %with_at = getelementptr i8, ptr %p, i64 136
+  %without_at = getelementptr i8, ptr %p, i64 144
+  %hold_at = getelementptr i8, ptr %p, i64 152
+  %length_at = getelementptr i8, ptr %p, i64 160
+  %without = load i64, ptr %without_at, align 8
+  br i1 %team, label %helped, label %unhelped
+unhelped:
+  %unknown = icmp eq i64 %without, 0
+  %change = sub i64 %t, %without
+  %step = ashr i64 %change, 2
+  %next = add i64 %without, %step
+  %first = select i1 %unknown, i64 %t, i64 %next
+  store i64 %first, ptr %without_at, align 8
+  ret void
+helped:
+  %best = load i64, ptr %best_at, align 8
+  %new = icmp eq i64 %best, 0
+  %slack = lshr i64 %best, 8
+  %older = add i64 %best, %slack
+  %least = call i64 @llvm.smin.i64(i64 %older, i64 %t)
+  %best1 = select i1 %new, i64 %t, i64 %least
+  store i64 %best1, ptr %best_at, align 8
+  %with = load i64, ptr %with_at, align 8
+  %diff = sub i64 %t, %with
+  %part = ashr i64 %diff, 3
+  %moved = add i64 %with, %part
+  %with1 = select i1 %new, i64 %t, i64 %moved
+  store i64 %with1, ptr %with_at, align 8
+  %half = lshr i64 %best1, 1
+  %usual = add i64 %best1, %half
+  %bound = add i64 %usual, {stall_ns}
+  %slow = icmp sgt i64 %t, %bound
+  %length = load i64, ptr %length_at, align 8
+  br i1 %slow, label %doubt, label %fine
+fine:
+  %shorter = lshr i64 %length, 1
+  store i64 %shorter, ptr %length_at, align 8
+  ret void
+doubt:
+  %fade = lshr i64 %without, 4
+  %without1 = sub i64 %without, %fade
+  store i64 %without1, ptr %without_at, align 8
+  %better = icmp slt i64 %without1, %with1
+  br i1 %better, label %pause, label %out
+pause:
+  %twice = shl i64 %length, 1
+  %more = or i64 %twice, 1
+  %most = call i64 @llvm.smin.i64(i64 %more, i64 {longest_hold})
+  store i64 %most, ptr %length_at, align 8
+  store i64 %most, ptr %hold_at, align 8
+  br label %out
+out:
+  ret void
+}
+
 define void @quiesce(ptr %c, ptr %p) nounwind {
 entry:
   %n_at = getelementptr i8, ptr %c, i64 392
@@ -319,10 +411,29 @@ entry:
   %may = icmp ne i64 %useful, 0
   %want = icmp sgt i64 %workers, 0
   %try = and i1 %may, %want
-  br i1 %try, label %team, label %single
+  br i1 %try, label %ask, label %single
+ask:
+  %began = call i64 @now()
+  %running = getelementptr i8, ptr %c, i64 448
+  %others = atomicrmw add ptr %running, i64 1 acq_rel
+  %help = call i64 @inviting(ptr %c, ptr %p, i64 %others, i64 %workers)
+  %any = icmp sgt i64 %help, 0
+  br i1 %any, label %team, label %by_choice
 team:
-  %ran = call i1 @together(ptr %c, ptr %p, i64 %workers)
-  br i1 %ran, label %done, label %single
+  %ran = call i1 @together(ptr %c, ptr %p, i64 %help)
+  br i1 %ran, label %counted, label %by_choice
+by_choice:
+  call void @alone(ptr %p)
+  br label %counted
+counted:
+  %fewer = atomicrmw sub ptr %running, i64 1 acq_rel
+  %ended = call i64 @now()
+  %took = sub i64 %ended, %began
+  %single_run = icmp eq i64 %others, 0
+  br i1 %single_run, label %learn, label %done
+learn:
+  call void @learn(ptr %p, i64 %took, i1 %any)
+  br label %done
 single:
   call void @alone(ptr %p)
   br label %done

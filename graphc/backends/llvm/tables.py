@@ -9,7 +9,6 @@ Imports: driver, memory, team, plan, kernel, dims.
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from graphc.backends.llvm.team import release
 from graphc.dims import Atom, Dim, DimLike, Sizes, evaluate
 from graphc.errors import SizeError
 from graphc.plan import Plan, Ref, Space, Step
+from graphc.threads import processors
 
 Words = npt.NDArray[np.int64]
 
@@ -356,5 +356,4 @@ _BORDER: Any = address_of if DATA_OFFSET < 0 else id
 
 def default_workers() -> int:
     """Threads worth planning claims for on this machine."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
+    return processors()

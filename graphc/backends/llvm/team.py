@@ -2,7 +2,8 @@
 
 One team per process, started by the first run that wants it.  Workers spin for some tens of
 microseconds after a run and then sleep in the kernel.  A forked child starts with no workers and a
-team of its own.  Imports: jit, driver, driver_stop, memory.
+team of its own.  Imports: jit, driver, driver_stop, memory,
+threads.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from graphc.backends.llvm import driver, driver_stop
 from graphc.backends.llvm.jit import JIT, default_jit
 from graphc.backends.llvm.memory import Array, address_of, aligned_bytes
 from graphc.backends.llvm.target import compile_lock, has_symbol
+from graphc.threads import join_threadpoolctl, limit, processors, when_limited
 
 MAX_WORKERS = 255
 SPIN_SECONDS = 30e-6
 
-_SLEEPERS, _SLEEP_AFTER, _WORKERS = 64, 384, 392
+_SLEEPERS, _SLEEP_AFTER, _WORKERS, _PROCESSORS, _LIMIT = 64, 384, 392, 400, 408
 
 
 def _nothing(thread: int) -> None:
@@ -86,6 +88,9 @@ class Team:
         self._most = MAX_WORKERS if native.threads else 0
         self._lock = threading.Lock()
         self.control = address_of(_control_block())
+        self._word(_PROCESSORS).value = processors()
+        join_threadpoolctl()
+        when_limited(self._set_limit)
 
     def run(self, plan: int, threads: int) -> int:
         """Run the plan table at this address without the GIL.
@@ -94,7 +99,7 @@ class Team:
         """
         helpers = min(threads - 1, self._most)
         if helpers > self.workers:
-            self._grow(helpers)
+            self._grow(min(helpers, limit() - 1))
         return self.native.run(self.control, plan, helpers)
 
     def release(self, plan: int) -> None:
@@ -115,6 +120,9 @@ class Team:
                     self._most = self.workers  # the system allows no more: same results, slower
                     break
                 self.workers += 1
+
+    def _set_limit(self, threads: int) -> None:
+        self._word(_LIMIT).value = threads - 1
 
     def _word(self, offset: int) -> ctypes.c_int64:
         return ctypes.c_int64.from_address(self.control + offset)
