@@ -42,6 +42,7 @@ from graphc.graph import Graph, GraphKeys, get_default_graph
 from graphc.native_self import NativeSelf, Table, take_over
 from graphc.node import Node, Tensor
 from graphc.ops.state import Variable
+from graphc.passes.resolve_state import resolve_state
 from graphc.threads import default_threads, join_threadpoolctl
 from graphc.variable_store import VariableStore
 
