@@ -165,6 +165,21 @@ def coordinates(f: FunctionText, group: Group, flat: str) -> dict[int, str]:
     return coords
 
 
+def advanced(f: FunctionText, group: Group, coords: Mapping[int, str]) -> dict[int, str]:
+    """The coordinates one step later: an odometer, so that no division is needed."""
+    following: dict[int, str] = {}
+    carry = "1"
+    for axis, extent in reversed(list(zip(group.axes, group.extents, strict=True))):
+        stepped = f.add(coords[axis], carry)
+        if axis == group.axes[0]:
+            following[axis] = stepped
+            break
+        wraps = f.value(f"icmp sge i64 {stepped}, {f.dim(extent)}")
+        following[axis] = f.value(f"select i1 {wraps}, i64 0, i64 {stepped}")
+        carry = f.value(f"zext i1 {wraps} to i64")
+    return following
+
+
 class Table:
     """Records of one axis group in scratch memory: each a run of contiguous elements.
 
@@ -198,13 +213,13 @@ class Table:
         if self.uniform:
             self.rows, self.start = count, f.mul(start, self.step)
             return
+        if self.single:
+            self.rows = "1"
+            self._write(f, self.memory, {}, start, count)
+            return
         within = f.urem(start, self.run)
         coords = coordinates(f, self.outer, f.udiv(start, self.run))
         order = list(coords)
-        if self.single:
-            self.rows = "1"
-            self._write(f, self.memory, {}, within, count)
-            return
         rounded = f.add(f.add(within, count), f.sub(self.run, 1))
         self.rows = f.udiv(rounded, self.run)
         carried = [("ptr", self.memory), ("i64", "0"), ("i64", within)]
@@ -215,7 +230,7 @@ class Table:
         if self.run != "1":
             length = f.smin(f.sub(self.run, within), f.sub(count, done))
         self._write(f, memory, here, within, length)
-        following = self._advance(f, here)
+        following = advanced(f, self.outer, here)
         f.close_loop(
             loop,
             [
@@ -233,20 +248,6 @@ class Table:
         record[0] = f.add(record[0], within if self.run != "1" or self.single else "0")
         for i, word in enumerate([*record, length]):
             f.emit(f"store i64 {word}, ptr {f.offset(memory, 8 * i)}, align 8")
-
-    def _advance(self, f: FunctionText, coords: Mapping[int, str]) -> dict[int, str]:
-        """The coordinates one step later: an odometer, so that no division is needed."""
-        following: dict[int, str] = {}
-        carry = "1"
-        for axis, extent in reversed(list(zip(self.outer.axes, self.outer.extents, strict=True))):
-            stepped = f.add(coords[axis], carry)
-            if axis == self.outer.axes[0]:
-                following[axis] = stepped
-                break
-            wraps = f.value(f"icmp sge i64 {stepped}, {f.dim(extent)}")
-            following[axis] = f.value(f"select i1 {wraps}, i64 0, i64 {stepped}")
-            carry = f.value(f"zext i1 {wraps} to i64")
-        return following
 
     def read(self, f: FunctionText, row: str) -> tuple[Record, str]:
         """Record `row` and the length of its run."""

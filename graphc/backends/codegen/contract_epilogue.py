@@ -35,6 +35,11 @@ from graphc.types import DType, int64
 
 MASK = vector("i1")
 WIDE = vector("i64")
+DOUBLES = vector("double")
+
+_LANE_DOUBLES = "<" + ", ".join(f"double {float(i)}" for i in range(LANES)) + ">"
+_SHIFT = splat_literal(2.0**52, "double")
+"""Added to a double below 2**52 it leaves no room for a fraction."""
 
 
 @dataclass(frozen=True)
@@ -123,17 +128,48 @@ class Epilogue:
         return self._column_coordinates()[axis]
 
     def _column_coordinates(self) -> dict[int, str]:
-        """Indices along the column axes, a vector each."""
-        if not self.columns:
-            f = self.f
-            flat = f.value(f"add {WIDE} {f.splat('i64', self.place.column)}, {LANE_INDEX}")
-            for i in range(len(self.cols.axes) - 1, 0, -1):
-                extent = f.splat("i64", f.smax(f.dim(self.cols.extents[i]), 1))
-                self.columns[self.cols.axes[i]] = f.value(f"urem {WIDE} {flat}, {extent}")
-                flat = f.value(f"udiv {WIDE} {flat}, {extent}")
-            if self.cols.axes:
-                self.columns[self.cols.axes[0]] = flat
+        """Indices along the column axes, a vector each.
+
+        Worked out as numbers of floating point, as `FunctionText.udiv` does; whole numbers below
+        2**52 are the low bits of their sum with 2**52.
+        """
+        f, axes = self.f, self.cols.axes
+        if self.columns or not axes:
+            return self.columns
+        if len(axes) == 1:
+            splat = f.splat("i64", self.place.column)
+            self.columns[axes[0]] = f.value(f"add {WIDE} {splat}, {LANE_INDEX}")
+        else:
+            first = f.splat("double", f.known(f"sitofp i64 {self.place.column} to double"))
+            flat = f.value(f"fadd {DOUBLES} {first}, {_LANE_DOUBLES}")
+            for i in range(len(axes) - 1, 0, -1):
+                extent = f.smax(f.dim(self.cols.extents[i]), 1)
+                flat, here = self._divided(flat, extent)
+                self.columns[axes[i]] = self._whole(here)
+            self.columns[axes[0]] = self._whole(flat)
         return self.columns
+
+    def _divided(self, flat: str, extent: str) -> tuple[str, str]:
+        """Quotient and rest of whole numbers in vectors of doubles."""
+        f = self.f
+        scalar = f.known(f"sitofp i64 {extent} to double")
+        divisor = f.splat("double", scalar)
+        near = f.value(f"fdiv {DOUBLES} {flat}, {divisor}")
+        near = f.value(f"fadd {DOUBLES} {near}, {_SHIFT}")
+        near = f.value(f"fsub {DOUBLES} {near}, {_SHIFT}")
+        above = f.value(f"fcmp ogt {DOUBLES} {self._times(near, divisor)}, {flat}")
+        below = f.value(f"fsub {DOUBLES} {near}, {splat_literal(1.0, 'double')}")
+        quotient = f.value(f"select {MASK} {above}, {DOUBLES} {below}, {DOUBLES} {near}")
+        covered = self._times(quotient, divisor)
+        return quotient, f.value(f"fsub {DOUBLES} {flat}, {covered}")
+
+    def _times(self, a: str, b: str) -> str:
+        return self.f.value(f"fmul {DOUBLES} {a}, {b}")
+
+    def _whole(self, x: str) -> str:
+        shifted = self.f.value(f"fadd {DOUBLES} {x}, {_SHIFT}")
+        bits = self.f.value(f"bitcast {DOUBLES} {shifted} to {WIDE}")
+        return self.f.value(f"and {WIDE} {bits}, splat (i64 {2**52 - 1})")
 
     # ---- memory
 

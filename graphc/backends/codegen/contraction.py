@@ -15,6 +15,7 @@ from graphc.backends.codegen.contract_access import (
     Operand,
     Record,
     Table,
+    advanced,
     coordinates,
     record_words,
     sum_records,
@@ -402,9 +403,11 @@ class _Emitter:
 
     def _finish(self) -> None:
         f, t = self.f, self.t
-        down = f.open_loop(0, self.rows, 1, [("ptr", self.scratch["c"])])
-        scalars = dict(self.batch_coords)
-        scalars.update(coordinates(f, t.rows, f.add(self.row0, down.index)))
+        row = coordinates(f, t.rows, self.row0)
+        start = [("ptr", self.scratch["c"]), *(("i64", at) for at in row.values())]
+        down = f.open_loop(0, self.rows, 1, start)
+        row = dict(zip(row, down.carried[1:], strict=True))
+        scalars = {**self.batch_coords, **row}
         across = f.open_loop(0, self.cols, LANES)
         left = f.value(f"trunc i64 {f.sub(self.cols, across.index)} to i32")
         mask = f.value(f"icmp slt {vector('i32')} {_LANES32}, {f.splat('i32', left)}")
@@ -413,4 +416,5 @@ class _Emitter:
         acc = f.value(f"load {kind}, ptr {address}, align {LANES * self.itemsize // 2}")
         self.epilogue.emit(Place(scalars, f.add(self.col0, across.index), mask, acc))
         f.close_loop(across)
-        f.close_loop(down, [f.offset(down.carried[0], self.c_row)])
+        following = advanced(f, t.rows, row)
+        f.close_loop(down, [f.offset(down.carried[0], self.c_row), *(following[a] for a in row)])

@@ -118,6 +118,7 @@ class FunctionText:
         self.sizes: dict[Dim, str] = {}
         self.bases: list[str] = []
         self._count = 0
+        self._known = _Known()
 
     # ---- lines, names, blocks
 
@@ -134,15 +135,25 @@ class FunctionText:
     def emit(self, text: str) -> None:
         self.lines.append("  " + text)
 
+    def known(self, text: str) -> str:
+        """`value` of an expression without side effects; the name it has where it is known."""
+        found = self._known.get(text)
+        if found is None:
+            found = self.value(text)
+            self._known.add(text, found)
+        return found
+
     def label(self, name: str) -> None:
         self.lines.append(name + ":")
         self.block = name
+        self._known.label()
 
     def branch(self, target: str) -> None:
         self.emit(f"br label %{target}")
 
     def branch_if(self, condition: str, yes: str, no: str) -> None:
         self.emit(f"br i1 {condition}, label %{yes}, label %{no}")
+        self._known.fork()
 
     def call(self, result: str, name: str, *args: tuple[str, str]) -> str:
         """Call a function or intrinsic with (type, value) arguments; declares it. '' if void."""
@@ -154,7 +165,7 @@ class FunctionText:
             return ""
         return self.value(text)
 
-    # ---- i64 arithmetic, folded where constant
+    # ---- i64 arithmetic, folded where constant, done once where its result is known
 
     def add(self, a: str | int, b: str | int) -> str:
         a, b = str(a), str(b)
@@ -164,7 +175,7 @@ class FunctionText:
             return a
         if _is_number(a) and _is_number(b):
             return str(int(a) + int(b))
-        return self.value(f"add nsw i64 {a}, {b}")
+        return self.known(f"add nsw i64 {a}, {b}")
 
     def sub(self, a: str | int, b: str | int) -> str:
         a, b = str(a), str(b)
@@ -172,7 +183,7 @@ class FunctionText:
             return a
         if _is_number(a) and _is_number(b):
             return str(int(a) - int(b))
-        return self.value(f"sub nsw i64 {a}, {b}")
+        return self.known(f"sub nsw i64 {a}, {b}")
 
     def mul(self, a: str | int, b: str | int) -> str:
         a, b = str(a), str(b)
@@ -184,23 +195,39 @@ class FunctionText:
             return a
         if _is_number(a) and _is_number(b):
             return str(int(a) * int(b))
-        return self.value(f"mul nsw i64 {a}, {b}")
+        return self.known(f"mul nsw i64 {a}, {b}")
 
     def udiv(self, a: str | int, b: str | int) -> str:
+        """a // b for 0 <= a < 2**52 and b > 0: indices and sizes of what lies in memory.
+
+        Divides numbers of floating point, which is exact for these, however they are rounded.
+        LLVM takes a tenth of the time it takes for integers, which it divides in two ways.
+        """
         a, b = str(a), str(b)
         if b == "1":
             return a
         if _is_number(a) and _is_number(b):
             return str(int(a) // int(b))
-        return self.value(f"udiv i64 {a}, {b}")
+        if _is_power_of_two(b):
+            return self.known(f"lshr i64 {a}, {int(b).bit_length() - 1}")
+        ratio = self.known(f"fdiv double {self._double(a)}, {self._double(b)}")
+        return self.known(f"fptosi double {ratio} to i64")
 
     def urem(self, a: str | int, b: str | int) -> str:
+        """a % b for the numbers `udiv` takes."""
         a, b = str(a), str(b)
         if b == "1":
             return "0"
         if _is_number(a) and _is_number(b):
             return str(int(a) % int(b))
-        return self.value(f"urem i64 {a}, {b}")
+        if _is_power_of_two(b):
+            return self.known(f"and i64 {a}, {int(b) - 1}")
+        return self.sub(a, self.mul(self.udiv(a, b), b))
+
+    def _double(self, a: str) -> str:
+        if _is_number(a):
+            return float_literal(float(int(a)), "double")
+        return self.known(f"sitofp i64 {a} to double")
 
     def smin(self, a: str | int, b: str | int) -> str:
         a, b = str(a), str(b)
@@ -227,7 +254,7 @@ class FunctionText:
     def offset(self, pointer: str, byte_offset: str | int) -> str:
         if str(byte_offset) == "0":
             return pointer
-        return self.value(f"getelementptr i8, ptr {pointer}, i64 {byte_offset}")
+        return self.known(f"getelementptr i8, ptr {pointer}, i64 {byte_offset}")
 
     def splat(self, scalar: str, value: str, lanes: int = LANES) -> str:
         """A vector with every lane equal to a scalar value (which may be a literal)."""
@@ -263,7 +290,8 @@ class FunctionText:
             if _is_address(type_):
                 self.emit(f"{name} = freeze {type_} {name}.in")
         test = self.value(f"icmp slt i64 {names[0]}, {stop}")
-        self.branch_if(test, body, exit_)
+        self.emit(f"br i1 {test}, label %{body}, label %{exit_}")
+        self._known.open()
         self.label(body)
         return Loop(
             header, exit_, names[0], names[1:], types, inits, str(start), str(step), before, slots
@@ -271,6 +299,7 @@ class FunctionText:
 
     def close_loop(self, loop: Loop, carried: Sequence[str] = ()) -> list[str]:
         """Close the loop with the next values of what it carries; returns the values after it."""
+        self._known.close()
         following = self.value(f"add nuw nsw i64 {loop.index}, {loop._step}")
         rows = [
             (loop.index, "i64", loop._start, following),
@@ -307,6 +336,56 @@ class FunctionText:
 
     def __str__(self) -> str:
         return "\n".join(self.lines) + "\n"
+
+
+class _Known:
+    """Which values a later line may use again: those computed on every way that leads to it.
+
+    A loop knows what is known around it, and is forgotten when it is left.  After a branch that is
+    not a loop's, what is computed is forgotten at each label.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._order: list[str] = []  # expressions in the order they became known
+        self._outer: list[tuple[int, int | None]] = []
+        self._fork: int | None = None  # how many were known at the first branch of this loop
+
+    def get(self, text: str) -> str | None:
+        return self._names.get(text)
+
+    def add(self, text: str, name: str) -> None:
+        self._names[text] = name
+        self._order.append(text)
+
+    def open(self) -> None:
+        """A loop begins."""
+        self._outer.append((len(self._order), self._fork))
+        self._fork = None
+
+    def close(self) -> None:
+        """The innermost loop ends."""
+        size, self._fork = self._outer.pop()
+        self._forget(size)
+
+    def fork(self) -> None:
+        """A branch."""
+        if self._fork is None:
+            self._fork = len(self._order)
+
+    def label(self) -> None:
+        """A label."""
+        if self._fork is not None:
+            self._forget(self._fork)
+
+    def _forget(self, size: int) -> None:
+        for text in self._order[size:]:
+            del self._names[text]
+        del self._order[size:]
+
+
+def _is_power_of_two(text: str) -> bool:
+    return text.isdigit() and int(text) > 0 and int(text) & (int(text) - 1) == 0
 
 
 def _is_address(type_: str) -> bool:
