@@ -34,18 +34,19 @@ class _Bound:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.outputs = [pool.maker for pool in layout.outputs]
+        self._output_bytes = sum(pool.bytes for pool in layout.outputs)
+        self._context_bytes = layout.context_bytes
         self.idle: list[Context] = []
         self.used = 0
 
     def keep(self, context: Context) -> None:
         """Keep a context that has finished its run, unless idle ones take too much already."""
-        if self.layout.context_bytes * len(self.idle) < IDLE_BYTES:
+        if self._context_bytes * len(self.idle) < IDLE_BYTES:
             self.idle.append(context)
 
     @property
     def bytes(self) -> int:
-        outputs = sum(pool.bytes for pool in self.layout.outputs)
-        return self.layout.context_bytes * len(self.idle) + outputs
+        return self._context_bytes * len(self.idle) + self._output_bytes
 
 
 class LLVMExecutable:
@@ -115,20 +116,19 @@ class LLVMExecutable:
         Two threads may bind the same sizes at once: one result is kept, both are right.
         """
         bound = _Bound(self._tables.bind(sizes))
-        for key in self._stale():
-            self._bound.pop(key, None)
+        bound.used = next(self._clock)
         self._bound[tuple(map(sizes.get, self._atoms))] = bound
+        self._forget_stale()
         return bound
 
-    def _stale(self) -> list[tuple[int | None, ...]]:
-        """The sizes to forget so that one more set fits, in number and in bytes."""
-        known = sorted(self._bound.copy().items(), key=lambda item: -item[1].used)
-        total = 0
-        for kept, (_, bound) in enumerate(known):
-            total += bound.bytes
-            if kept + 1 >= BOUND_SIZES or total > IDLE_BYTES:
-                return [key for key, _ in known[kept:]]
-        return []
+    def _forget_stale(self) -> None:
+        """Drop sizes, the least recently used first, until number and bytes are within bounds."""
+        known = self._bound.copy()
+        total = sum([bound.bytes for bound in known.values()])
+        while len(known) > 1 and (len(known) > BOUND_SIZES or total > IDLE_BYTES):
+            key = min(known, key=lambda k: known[k].used)
+            total -= known.pop(key).bytes
+            self._bound.pop(key, None)
 
     def _fault(self, context: Context) -> RunError:
         """The error of the earliest step that recorded a fault."""

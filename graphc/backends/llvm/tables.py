@@ -54,7 +54,7 @@ MAX_SIZE = 1 << 56
 
 FAULT_WORDS = 4
 
-_PARALLEL, _STOP = 4, 12
+_PARALLEL, _STOP, _FIRST_WRITE = 4, 12, 14
 
 
 class _Numbers:
@@ -95,6 +95,10 @@ class PlanTables:
         self.atoms = _atoms(self._dims)
         self.constants = [aligned_copy(c) for c in plan.constants]
         self._place_arguments()
+        self._places = self._place()
+        self._template = self._words_of_every_size()
+        self._inside = self._relative_words()
+        self._slot_words = self._places.args + self._slot_args[0]
 
     def _place_arguments(self) -> None:
         """Which argument is a slot, a fault record, a constant, or changes with each run."""
@@ -132,27 +136,19 @@ class PlanTables:
         shared = float(work[blocks > 1].sum())
         parallel = shared >= TEAM_WORK and blocks.max(initial=0) < MAX_CLAIM
         lengthy = work.sum() >= STOPPABLE_WORK
-        header, places = self._header(parallel, lengthy, len(self._sizes))
-        words = np.zeros(places.end, np.int64)
-        words[:HEADER_WORDS] = header
+        places = self._places
+        words = self._template.copy()
+        words[_PARALLEL] = parallel
+        words[_FIRST_WRITE] = self._first_write if lengthy else -1
         rows = words[HEADER_WORDS : places.args].reshape(-1, STEP_WORDS)
-        rows[:, 0] = self._functions
-        rows[:, 1] = 8 * (places.args + self._args_at)
-        rows[:, 2] = 8 * (places.sizes + self._sizes_at)
-        rows[:, 3] = self._waits
         rows[:, 4] = blocks
         rows[:, 5] = self._chunks(blocks, work)
-        words[places.args + self._fault_args[0]] = 8 * (
-            places.faults + FAULT_WORDS * self._fault_args[1]
-        )
-        words[places.args + self._constant_args[0]] = self._constant_addresses
         words[places.sizes : places.patches] = values[self._sizes]
-        words[places.patches : places.faults] = self._patches
         return Layout(
             words=words,
             places=places,
-            inside=self._inside(places),
-            slot_args=places.args + self._slot_args[0],
+            inside=self._inside,
+            slot_args=self._slot_words,
             slot_offsets=np.array(starts, np.int64)[self._slot_args[1]],
             arena_bytes=arena_bytes,
             work=float(work.sum()),
@@ -177,34 +173,51 @@ class PlanTables:
         chunk = np.minimum(np.maximum(share, enough), np.minimum(most, blocks))
         return np.maximum(1, chunk)
 
-    def _header(self, parallel: bool, lengthy: bool, sizes: int) -> tuple[list[int], Places]:
-        plan = self.plan
-        args = HEADER_WORDS + STEP_WORDS * len(plan.steps)
-        sizes_at = args + self._args
-        patches = sizes_at + sizes
+    def _words_of_every_size(self) -> Words:
+        """The table but for the words that sizes decide."""
+        places = self._places
+        words = np.zeros(places.end, np.int64)
+        header = self._header()
+        words[: len(header)] = header
+        rows = words[HEADER_WORDS : places.args].reshape(-1, STEP_WORDS)
+        rows[:, 0] = self._functions
+        rows[:, 1] = 8 * (places.args + self._args_at)
+        rows[:, 2] = 8 * (places.sizes + self._sizes_at)
+        rows[:, 3] = self._waits
+        words[places.args + self._fault_args[0]] = 8 * (
+            places.faults + FAULT_WORDS * self._fault_args[1]
+        )
+        words[places.args + self._constant_args[0]] = self._constant_addresses
+        words[places.patches : places.faults] = self._patches
+        return words
+
+    def _place(self) -> Places:
+        args = HEADER_WORDS + STEP_WORDS * len(self.plan.steps)
+        sizes = args + self._args
+        patches = sizes + len(self._sizes)
         faults = patches + len(self._patches)
-        borders = faults + FAULT_WORDS * len(plan.checks)
-        places = Places(args, sizes_at, patches, faults, borders, borders + self.borders)
-        header = [
+        borders = faults + FAULT_WORDS * len(self.plan.checks)
+        return Places(args, sizes, patches, faults, borders, borders + self.borders)
+
+    def _header(self) -> list[int]:
+        plan, places = self.plan, self._places
+        return [
             len(plan.steps),
             plan.commit if plan.checks else -1,
-            8 * faults,
+            8 * places.faults,
             FAULT_WORDS * len(plan.checks),
-            int(parallel),
-            8 * args,
-            8 * patches,
+            0,
+            8 * places.args,
+            8 * places.patches,
             len(self._patches) // 2,
-            8 * borders,
+            8 * places.borders,
             DATA_OFFSET,
-            *(0, 0, 0, 0),
-            self._first_write if lengthy else -1,
         ]
-        return header + [0] * (HEADER_WORDS - len(header)), places
 
-    def _inside(self, places: Places) -> npt.NDArray[np.intp]:
+    def _relative_words(self) -> npt.NDArray[np.intp]:
         """The words that hold addresses relative to the table's start."""
         rows = HEADER_WORDS + STEP_WORDS * np.arange(len(self.plan.steps))
-        faults = places.args + self._fault_args[0]
+        faults = self._places.args + self._fault_args[0]
         header = np.array([2, 5, 6, 8])
         return np.concatenate([header, rows + 1, rows + 2, faults]).astype(np.intp)
 
