@@ -117,7 +117,8 @@ class _Fuser:
         self.groups: list[Group] = []
         self.group_of: dict[int, Group] = {}
         self.roots = {id(t) for t in program.roots}
-        self.late = _update_only(program, self.order)
+        self.users = _users(self.order)
+        self.late = _update_only(program, self.order, self.users)
 
     def run(self) -> Fusion:
         self._require_arrays()
@@ -305,11 +306,28 @@ class _Fuser:
             return False
         if group.kind == "nest" and not has_result(group.head):
             return False
+        if self._better_summed_elsewhere(t, group):
+            return False
         for i in t.node.inputs:
             view = self.views.of(i)
             if self.group_of.get(id(view.base)) is group and not view.is_whole(i.dims):
                 return False
         return True
+
+    def _better_summed_elsewhere(self, t: Tensor, group: Group) -> bool:
+        """Whether t is only reduced, and made of members that are in memory anyway.
+
+        Epilogues hold no reductions: t would be stored for them.  The kernel that reduces t can
+        make it as well, of what it then reads instead.
+        """
+        users = self.users.get(id(t), ())
+        if not users or id(t) in self.roots or any(u.kind != "reduce" for u in users):
+            return False
+        inside = [b for b in self._bases(t) if self.group_of.get(id(b)) is group]
+        return all(
+            id(b) in self.roots or any(u.kind != "elementwise" for u in self.users[id(b)])
+            for b in inside
+        )
 
     # ---- merging groups
 
@@ -455,7 +473,16 @@ def _splits(shape: Shape, red: tuple[int, ...]) -> bool:
     return not (isinstance(total, int) and total <= CHUNK)
 
 
-def _update_only(program: Program, order: Sequence[Node]) -> set[int]:
+def _users(order: Sequence[Node]) -> dict[int, list[Node]]:
+    """The nodes that read each tensor, by its id."""
+    users: dict[int, list[Node]] = {}
+    for node in order:
+        for t in node.inputs:
+            users.setdefault(id(t), []).append(node)
+    return users
+
+
+def _update_only(program: Program, order: Sequence[Node], users: dict[int, list[Node]]) -> set[int]:
     """Elementwise tensors used for nothing but new values of variables.
 
     They stay out of contraction epilogues: there they would have to read and write the variable
@@ -464,10 +491,6 @@ def _update_only(program: Program, order: Sequence[Node]) -> set[int]:
     targets = {id(t) for _, t in program.updates}
     elsewhere = {id(t) for t in program.fetches}
     late: set[int] = set()
-    users: dict[int, list[Node]] = {}
-    for node in order:
-        for t in node.inputs:
-            users.setdefault(id(t), []).append(node)
     for node in reversed(order):
         if node.kind != "elementwise":
             continue
