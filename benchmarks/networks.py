@@ -44,9 +44,9 @@ class Network:
         return gx.group(update, *statistics) if statistics else update
 
 
-def _inputs(*shape: int) -> tuple[gx.Tensor, gx.Tensor]:
-    x = gx.placeholder("f32", ("batch", *shape), name="x")
-    return x, gx.placeholder("i64", ("batch",), name="labels")
+def _inputs(*shape: int, batch: int | str = "batch") -> tuple[gx.Tensor, gx.Tensor]:
+    x = gx.placeholder("f32", (batch, *shape), name="x")
+    return x, gx.placeholder("i64", (batch,), name="labels")
 
 
 def _classifier(x: gx.Tensor, labels: gx.Tensor, logits: gx.Tensor, classes: int) -> Network:
@@ -57,9 +57,9 @@ def _classifier(x: gx.Tensor, labels: gx.Tensor, logits: gx.Tensor, classes: int
 # ---- fully connected ---------------------------------------------------------------------------
 
 
-def mlp() -> Network:
+def mlp(batch: int | str = "batch") -> Network:
     """784-512-512-10 with ReLU."""
-    x, labels = _inputs(784)
+    x, labels = _inputs(784, batch=batch)
     h = layers.dense(x, 512, nn.relu)
     h = layers.dense(h, 512, nn.relu)
     return _classifier(x, labels, layers.dense(h, 10), 10)
