@@ -118,7 +118,7 @@ class _Fuser:
         self.group_of: dict[int, Group] = {}
         self.roots = {id(t) for t in program.roots}
         self.users = _users(self.order)
-        self.late = _update_only(program, self.order, self.users)
+        self.late = _update_only(program, self.users)
 
     def run(self) -> Fusion:
         self._require_arrays()
@@ -315,11 +315,8 @@ class _Fuser:
         return True
 
     def _better_summed_elsewhere(self, t: Tensor, group: Group) -> bool:
-        """Whether t is only reduced, and made of members that are in memory anyway.
-
-        Epilogues hold no reductions: t would be stored for them.  The kernel that reduces t can
-        make it as well, of what it then reads instead.
-        """
+        """Whether t is only reduced, which epilogues cannot do, and made of what is stored anyway:
+        the kernel that reduces t can make it too, of what it then reads instead of t."""
         users = self.users.get(id(t), ())
         if not users or id(t) in self.roots or any(u.kind != "reduce" for u in users):
             return False
@@ -482,7 +479,7 @@ def _users(order: Sequence[Node]) -> dict[int, list[Node]]:
     return users
 
 
-def _update_only(program: Program, order: Sequence[Node], users: dict[int, list[Node]]) -> set[int]:
+def _update_only(program: Program, users: dict[int, list[Node]]) -> set[int]:
     """Elementwise tensors used for nothing but new values of variables.
 
     They stay out of contraction epilogues: there they would have to read and write the variable
@@ -491,7 +488,7 @@ def _update_only(program: Program, order: Sequence[Node], users: dict[int, list[
     targets = {id(t) for _, t in program.updates}
     elsewhere = {id(t) for t in program.fetches}
     late: set[int] = set()
-    for node in reversed(order):
+    for node in reversed(program.order()):
         if node.kind != "elementwise":
             continue
         t = node.outputs[0]
