@@ -277,7 +277,7 @@ def assignments_do_not_add_up(p: Patch) -> None:
 
 @fault("resolve_state", case=counted)
 def a_read_misses_the_assignment_before_it(p: Patch) -> None:
-    p.wrap(resolve_state._Resolver, "_inherited", lambda original, self, node: {})
+    p.wrap(resolve_state._Resolver, "_ordered_behind", lambda original, self, node: 0)
 
 
 @fault("resolve_state", case=counted)
@@ -753,6 +753,19 @@ def less_or_equal_forgets_equal(p: Patch) -> None:
 def a_remainder_has_the_sign_of_the_dividend(p: Patch) -> None:
     def divide(original: Any, f: Any, op: str, *args: Any) -> Any:
         return original(f, "fmod" if op == "mod" else op, *args)
+
+    p.wrap(integers, "_divide", divide)
+
+
+@fault(
+    "codegen",
+    case=values(lambda x, y: x // y, np.array([7, -7, 9]), np.array([2, 2, -2])),
+)
+def idle_lanes_divide_by_zero(p: Patch) -> None:
+    """The tail of a vector holds zeros: dividing by them ends the process."""
+
+    def divide(original: Any, f: Any, op: str, a: str, b: str, kind: str, signed: bool) -> Any:
+        return f.value(f"sdiv {lanes.vector(kind)} {a}, {b}")
 
     p.wrap(integers, "_divide", divide)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc.debug import Report, check
+from graphc.backends.codegen.text import FunctionText, Loop
+from graphc.debug import Report, check, trial
 from tests.planted_faults import FAULTS, Fault
 from tests.random_graphs import random_graph
 
@@ -136,3 +137,21 @@ def test_wrong_feeds_are_the_users_errors() -> None:
             gx.check(x * 2, {x: np.zeros(4)}, session)
     with pytest.raises(gx.errors.RunError, match="session"):
         gx.check(x * 2, {x: np.zeros(3)})
+
+
+def test_a_kernel_that_never_ends_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = gx.placeholder("f32", (None,), name="x")
+    open_loop = FunctionText.open_loop
+
+    def standing_still(
+        f: FunctionText, start: object, stop: object, step: int, *rest: object
+    ) -> Loop:
+        return open_loop(f, start, stop, 0, *rest)
+
+    monkeypatch.setattr(trial, "PATIENCE", 1.0)
+    with gx.Session(device="reference") as session:
+        monkeypatch.setattr(FunctionText, "open_loop", standing_still)
+        report = gx.check(x + 1, {x: np.ones(9000, np.float32)}, session)
+    assert report.finding is not None
+    assert report.finding.stage == "codegen"
+    assert "does not end within 1 seconds" in str(report.finding)

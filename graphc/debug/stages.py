@@ -22,6 +22,7 @@ from graphc.debug.native import KernelCode, argument_places, compile_kernels, st
 from graphc.debug.plans import PlanCheck, check_schedule
 from graphc.debug.programs import checked_pass, described, same_roots
 from graphc.debug.report import Finding, FoundError, Report
+from graphc.debug.trial import require_survival
 from graphc.debug.values import Difference, Samples, disagreement
 from graphc.debug.whole import check_run
 from graphc.errors import FeedError, GraphcError, RunError
@@ -246,7 +247,7 @@ class _Check:
         known: dict[int, Array] = {}
         for s in ordered:
             known.update((id(v), buffers.of(v)) for v in s.args)
-        seen: set[Any] = set()
+        codes: dict[Any, tuple[KernelCode, list[Array]]] = {}
         judged: set[Any] = set()
         for i, step in enumerate(plan.steps[: len(ordered)]):  # copies show in the whole plan
             code = KernelCode(plan, step, ordered[i], addresses[step.kernel], sizes)
@@ -254,10 +255,12 @@ class _Check:
             if (key, id(ordered[i].kernel)) not in judged:
                 judged.add((key, id(ordered[i].kernel)))
                 Judge("plan_memory", ordered[i], buffers, sizes).run(code.kernel, code.sizes)
-            if key not in seen:
-                seen.add(key)
-                code.check(step_operands(ordered[i], known, sizes))
-        self.done("codegen", f"{len(seen)} kernels' machine code")
+            if key not in codes:
+                codes[key] = code, step_operands(ordered[i], known, sizes)
+        require_survival(list(codes.values()))
+        for code, operands in codes.values():
+            code.check(operands)
+        self.done("codegen", f"{len(codes)} kernels' machine code")
         what = check_run(plan, addresses, jit, fusion, samples)
         self.done("run", what)
 
