@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Union
 
@@ -317,6 +317,7 @@ def _extreme(kind: str, pick: Callable[[int, int], int], a: DimLike, b: DimLike)
     return _make({(Atom.of(kind, (a, b)),): 1})
 
 
+@lru_cache(REMEMBERED)
 def is_size(d: DimLike) -> bool:
     """Whether d is certainly not negative (a sum of products of sizes)."""
     if isinstance(d, int):
@@ -355,28 +356,40 @@ def broadcast(a: DimLike, b: DimLike) -> DimLike:
 
 def broadcast_parts(d: DimLike) -> frozenset[DimLike]:
     """The sizes that went into a `bc` dimension."""
-    if isinstance(d, Dim) and len(d.terms) == 1:
-        monomial, c = d.terms[0]
-        if c == 1 and len(monomial) == 1 and monomial[0].kind == "bc":
-            a, b = monomial[0].args
-            return frozenset((a, b)) | broadcast_parts(a) | broadcast_parts(b)
-    return frozenset()
+    found: set[DimLike] = set()
+    stack = [d]
+    while stack:
+        e = stack.pop()
+        if isinstance(e, Dim) and len(e.terms) == 1:
+            monomial, c = e.terms[0]
+            if c == 1 and len(monomial) == 1 and monomial[0].kind == "bc":
+                stack.extend(a for a in monomial[0].args if a not in found)
+                found.update(monomial[0].args)
+    return frozenset(found)
 
 
 def atoms(d: DimLike) -> frozenset[Atom]:
     """The symbols d depends on."""
-    found: set[Atom] = set()
-    stack = [d]
+    return frozenset(a for a in _all_atoms(d) if a.kind == "symbol")
+
+
+def _all_atoms(d: DimLike, known: Container[Atom] = ()) -> Iterable[Atom]:
+    """Every atom in d, each once and after those it is a function of; none inside `known` ones."""
+    # sizes share what they are made of: going into the same one again takes exponential time
+    found: dict[Atom, None] = {}
+    entered: set[Atom] = set()
+    stack = [a for m, _ in d.terms for a in m] if isinstance(d, Dim) else []
     while stack:
-        e = stack.pop()
-        if isinstance(e, Dim):
-            for m, _ in e.terms:
-                for a in m:
-                    if a.kind == "symbol":
-                        found.add(a)
-                    else:
-                        stack.extend(a.args)
-    return frozenset(found)
+        atom = stack.pop()
+        if atom in entered or not atom.args or atom in known:
+            found[atom] = None
+            continue
+        entered.add(atom)
+        stack.append(atom)
+        for e in atom.args:
+            if isinstance(e, Dim):
+                stack.extend(a for m, _ in e.terms for a in m if a not in entered)
+    return found
 
 
 Sizes = Mapping[Atom, int]
@@ -389,24 +402,30 @@ def evaluate(d: DimLike, sizes: Sizes) -> int:
     result = 0
     for m, c in d.terms:
         for atom in m:
-            known = sizes.get(atom)
-            c *= _evaluate_atom(atom, sizes) if known is None else known
+            value = sizes.get(atom)
+            if value is None:
+                return _evaluate_within(d, sizes)
+            c *= value
         result += c
     return result
 
 
-def _evaluate_atom(atom: Atom, sizes: Sizes) -> int:
+def _evaluate_within(d: Dim, sizes: Sizes) -> int:
+    values: dict[Atom, int] = {}
+    for atom in _all_atoms(d, sizes):
+        given = sizes.get(atom)
+        values[atom] = _evaluate_atom(atom, values) if given is None else given
+    return evaluate(d, values)
+
+
+def _evaluate_atom(atom: Atom, values: Sizes) -> int:
     if atom.kind == "symbol":
         raise ShapeError(f"the size {atom.name!r} is not known")
-    a, b = (evaluate(x, sizes) for x in atom.args)
+    a, b = (evaluate(x, values) for x in atom.args)
     if atom.kind == "ediv":
-        if b == 0:
-            if a == 0:
-                return 0
+        if a % b if b else a:
             raise ShapeError(f"{a} is not a multiple of {b}")
-        if a % b:
-            raise ShapeError(f"{a} is not a multiple of {b}")
-        return a // b
+        return a // b if b else 0
     if atom.kind == "floordiv":
         return a // b
     if atom.kind == "bc":
@@ -420,11 +439,21 @@ def substitute(d: DimLike, known: Mapping[Atom, DimLike]) -> DimLike:
     """d with symbols (or whole atoms) replaced."""
     if isinstance(d, int):
         return d
+    new: dict[Atom, DimLike] = {}
+    for atom in _all_atoms(d, known):
+        found = known.get(atom)
+        new[atom] = _substitute_atom(atom, new) if found is None else found
+    return _substitute(d, new)
+
+
+def _substitute(d: DimLike, new: Mapping[Atom, DimLike]) -> DimLike:
+    if isinstance(d, int):
+        return d
     result: DimLike = 0
     for m, c in d.terms:
         p: DimLike = c
         for atom in m:
-            p = mul(p, _substitute_atom(atom, known))
+            p = mul(p, new[atom])
         result = add(result, p)
     return result
 
@@ -438,12 +467,10 @@ _BUILD: dict[str, Callable[[DimLike, DimLike], DimLike]] = {
 }
 
 
-def _substitute_atom(atom: Atom, known: Mapping[Atom, DimLike]) -> DimLike:
-    if atom in known:
-        return known[atom]
+def _substitute_atom(atom: Atom, new: Mapping[Atom, DimLike]) -> DimLike:
     if atom.kind == "symbol":
-        return _make({(atom,): 1})
-    a, b = (substitute(x, known) for x in atom.args)
+        return of_atom(atom)
+    a, b = _substitute(atom.args[0], new), _substitute(atom.args[1], new)
     return _BUILD[atom.kind](a, b)
 
 

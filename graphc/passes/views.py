@@ -51,12 +51,24 @@ class Views:
         """Where t's elements live: t itself unless it is made by a view operator."""
         found = self._found.get(id(t))
         if found is None:
-            if t.node.kind != "view" or id(t) in self.arrays:
-                found = View(t, contiguous(t.dims))
-            else:
-                found = self.source(t)
+            for below in self._unknown_below(t):
+                self._found[id(below)] = self.source(below)
+            found = self.source(t) if self._is_view(t) else View(t, contiguous(t.dims))
             self._found[id(t)] = found
         return found
+
+    def _is_view(self, t: Tensor) -> bool:
+        return t.node.kind == "view" and id(t) not in self.arrays
+
+    def _unknown_below(self, t: Tensor) -> list[Tensor]:
+        """The views that t is a view of, the innermost first, down to one that is known."""
+        chain: list[Tensor] = []
+        while self._is_view(t):
+            t = t.node.inputs[0]
+            if not self._is_view(t) or id(t) in self._found:
+                break
+            chain.append(t)
+        return chain[::-1]
 
     def source(self, t: Tensor) -> View:
         """What a view operator's output reads, even if it must become an array itself."""
