@@ -1,4 +1,4 @@
-"""The command line: `graphc demo`, `graphc cache`.
+"""The command line: `graphc demo`, `graphc cache`, `graphc debug`.
 
 Imports: what a command needs, when it is given.
 """
@@ -41,7 +41,27 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--device", choices=("cpu", "reference"), default="cpu")
     demo.set_defaults(run=_demo)
     _add_cache(commands)
+    _add_debug(commands)
     return parser
+
+
+def _add_debug(commands: Any) -> None:
+    debug = commands.add_parser(
+        "debug", help="check that a saved model is compiled right, fed with noise"
+    )
+    debug.add_argument("model", type=Path, help="a file that save_graph wrote")
+    debug.add_argument("--size", type=_positive, default=3, help="of dimensions left open")
+    debug.add_argument("--set", type=_named_size, action="append", default=[], metavar="NAME=N")
+    debug.add_argument("--gradients", action="store_true", help="check gradient rules too")
+    debug.add_argument("--seed", type=int, default=0)
+    debug.set_defaults(run=_debug)
+
+
+def _named_size(text: str) -> tuple[str, int]:
+    name, equals, number = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=N")
+    return name, _positive(number)
 
 
 def _add_cache(commands: Any) -> None:
@@ -89,6 +109,23 @@ def _demo(arguments: argparse.Namespace) -> int:
     )
     print(json.dumps(run(options)))
     return 0
+
+
+def _debug(arguments: argparse.Namespace) -> int:
+    from graphc.debug_command import check_model
+    from graphc.errors import GraphcError
+
+    sizes = dict(arguments.set)
+    try:
+        reports = check_model(
+            arguments.model, arguments.size, sizes, arguments.gradients, arguments.seed
+        )
+    except (GraphcError, OSError) as error:
+        print(f"graphc debug: {error}", file=sys.stderr)
+        return 1
+    for name, report in reports.items():
+        print(f"== {name} ==\n{report}")
+    return 0 if all(report.ok for report in reports.values()) else 1
 
 
 # ---- cache -------------------------------------------------------------------------------------

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import graphc as gx
+from graphc import cli
 from graphc.backends.codegen.text import FunctionText, Loop
 from graphc.debug import Report, check, trial
 from tests.planted_faults import FAULTS, Fault
@@ -155,3 +158,23 @@ def test_a_kernel_that_never_ends_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert report.finding is not None
     assert report.finding.stage == "codegen"
     assert "does not end within 1 seconds" in str(report.finding)
+
+
+def test_the_command_checks_a_saved_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = gx.placeholder("f32", ("batch", 4), name="x")
+    y = gx.nn.softmax(gx.nn.layers.dense(x, 3, gx.tanh))
+    path = tmp_path / "m.graphc"
+    with gx.Session(device="reference") as session:
+        session.run(gx.global_variables_initializer())
+        gx.save_graph(path, session=session, signatures={"serve": ({"x": x}, {"y": y})})
+    assert cli.main(["debug", str(path), "--size", "5", "--set", "batch=2", "--gradients"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("== serve ==\nresolve_state") and "everything agrees" in out
+    fault = next(f for f in FAULTS if f.name == "a_coefficient_of_exp_is_wrong")
+    with fault.planted():
+        assert cli.main(["debug", str(path)]) == 1
+    assert "wrong in codegen" in capsys.readouterr().out
+    assert cli.main(["debug", str(tmp_path / "none.graphc")]) == 1
+    assert "graphc debug: " in capsys.readouterr().err

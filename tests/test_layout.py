@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "graphc"
 
 LAYERS = """
-cli demo demo_figures __main__
+cli debug_command demo demo_figures __main__
 graphc
 nn train export frontends onnx compat
 call compilations compiler default_session execution nan_guard variable_store read_write_lock feeds
