@@ -25,6 +25,7 @@ from graphc.compilations import ProgramLog, Timer, meeting_reason, rank_reason
 from graphc.dims import Sizes
 from graphc.errors import FeedError, GraphTypeError, NonFiniteError, ShapeError
 from graphc.host_calls import compile_parts, has_host_calls
+from graphc.late_program import LateProgram
 from graphc.node import Node, Tensor
 from graphc.passes.specialise import (
     Meeting,
@@ -41,6 +42,7 @@ from graphc.trace import Trace
 
 if TYPE_CHECKING:
     from graphc.backends.llvm.entry import NativeEntry
+    from graphc.plan_cache import Keyed
 
 Array = np.ndarray[Any, Any]
 
@@ -74,7 +76,7 @@ class Compiled:
     """Code for one program, and which variables (by node id) it takes, reads and writes."""
 
     executable: Executable
-    program: Program
+    program: Program | None  # None: the plan came from the cache on disk
     variables: tuple[Tensor, ...]
     ids: tuple[int, ...]
     read: frozenset[int]
@@ -103,11 +105,16 @@ class Compiled:
 class _Ranked:
     """A program whose ranks are known."""
 
-    program: Program
+    source: Program | LateProgram
+    keyed: Keyed | None  # what is kept of it on disk
     meetings: list[Meeting]  # of sizes that broadcast when they are known
     constraints: list[Any]
     reason: str | None  # why these ranks were not the ones before
     by_outcome: dict[tuple[Any, ...], list[Compiled]] = field(default_factory=dict)
+
+    @property
+    def program(self) -> Program:
+        return resolved(self.source)
 
 
 class Entry:
@@ -118,11 +125,15 @@ class Entry:
     """
 
     def __init__(
-        self, program: Program, device: str, guard: bool = False, budget: int | None = None
+        self,
+        program: Program | LateProgram,
+        device: str,
+        guard: bool = False,
+        budget: int | None = None,
     ) -> None:
         if budget is not None and device == "reference":
             raise GraphTypeError("memory_budget needs a compiled device, not 'reference'")
-        self.program = program
+        self.source = program
         self.device = device
         self.guard = guard
         self.budget = budget
@@ -131,6 +142,17 @@ class Entry:
         self._lock = threading.Lock()
         self.log: ProgramLog | None = None
         count("programs")
+
+    @property
+    def program(self) -> Program:
+        """The program, made now if that has not been needed before."""
+        return resolved(self.source)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it has updates."""
+        source = self.source
+        return source.writes if isinstance(source, LateProgram) else bool(source.updates)
 
     def bind(self, arrays: Sequence[Array]) -> tuple[Compiled, Sizes]:
         """The code and the sizes for these inputs; raises FeedError or ShapeError."""
@@ -148,10 +170,10 @@ class Entry:
         ranks = tuple(map(len, shapes))
         ranked = self._by_rank.get(ranks)
         if ranked is None:
-            reason = rank_reason(self.program.inputs, ranks, self._by_rank)
+            reason = rank_reason(self.source.inputs, ranks, self._by_rank)
             ranked = self._build_ranked(shapes, reason)
             self._by_rank[ranks] = ranked
-        sizes = feeds.bind_sizes(ranked.program.inputs, shapes)
+        sizes = feeds.bind_sizes(ranked.source.inputs, shapes)
         feeds.check_constraints(ranked.constraints, sizes)
         outcome = _outcome(ranked, sizes)
         known = ranked.by_outcome.get(outcome, [])
@@ -167,22 +189,18 @@ class Entry:
 
     def _new_plan(self, ranked: _Ranked, outcome: tuple[Any, ...], sizes: Sizes) -> Compiled:
         """Code for an outcome: out of the cache on disk, or compiled and put there."""
-        place = None
-        if self.device == "cpu" and self.budget is None:
-            from graphc.plan_cache import place_of  # only now: a reference device has no use for it
-
-            place = place_of(ranked.program, outcome, self.guard)
         known = substitution(ranked.meetings, outcome)
-        kept = place.load() if place is not None else None
+        kept = ranked.keyed.plan(outcome, self.guard) if ranked.keyed is not None else None
         if kept is not None:
             count("plans_loaded")
             ids = tuple(v.node.id for v in kept.variables)
             guarded = specialise(ranked.program, known) if self.guard else None
-            state = (kept.variables, ids, kept.read, kept.written)
-            return Compiled(kept.executable, ranked.program, *state, guarded)
+            return Compiled(
+                kept.executable, None, kept.variables, ids, kept.read, kept.written, guarded
+            )
         compiled = self._compile(specialise(ranked.program, known), sizes)
-        if place is not None:
-            place.store(compiled.executable, compiled.program)
+        if ranked.keyed is not None and compiled.program is not None:
+            ranked.keyed.keep_plan(outcome, self.guard, compiled.executable, compiled.program)
         return compiled
 
     def _noted(self, timer: Timer, ranked: _Ranked, outcome: tuple[Any, ...]) -> None:
@@ -198,13 +216,31 @@ class Entry:
     def _build_ranked(
         self, shapes: tuple[tuple[int, ...], ...], reason: str | None = None
     ) -> _Ranked:
-        program = self.program
-        for t, shape in zip(program.inputs, shapes, strict=True):
+        source = self.source
+        for t, shape in zip(source.inputs, shapes, strict=True):
             if t.type.shape is not None and len(t.type.shape) != len(shape):
                 raise FeedError(f"{feeds.label(t)} was fed an array of shape {shape}")
-        if any(t.type.shape is None for t in program.inputs):
-            program = bind_ranks(program, tuple(map(len, shapes)))
-        return _Ranked(program, unknown_broadcasts(program), program.constraints(), reason)
+        if any(t.type.shape is None for t in source.inputs):
+            source = bind_ranks(self.program, tuple(map(len, shapes)))
+        kept = self._keyed(source)
+        facts = kept.facts() if kept is not None else None
+        if facts is None:
+            program = resolved(source)
+            facts = unknown_broadcasts(program), program.constraints()
+            if kept is not None:
+                kept.keep_facts(facts)
+        return _Ranked(source, kept, *facts, reason)
+
+    def _keyed(self, source: Program | LateProgram) -> Keyed | None:
+        """What is kept on disk of a program for this device."""
+        if self.device != "cpu" or self.budget is not None:
+            return None
+        from graphc.plan_cache import keyed  # only now: a reference device has no use for it
+
+        found = keyed(source)
+        if found is None and isinstance(source, LateProgram):
+            found = keyed(source.resolved)
+        return found
 
     def _compile(self, program: Program, sizes: Sizes) -> Compiled:
         guarded = program if self.guard else None
@@ -229,6 +265,11 @@ class Entry:
             frozenset(v.node.id for v, _ in compiled.updates),
             guarded,
         )
+
+
+def resolved(source: Program | LateProgram) -> Program:
+    """The program, which may be made now."""
+    return source.resolved if isinstance(source, LateProgram) else source
 
 
 def _outcome(ranked: _Ranked, sizes: Sizes) -> tuple[Any, ...]:
@@ -284,7 +325,7 @@ def native_entry(
 
     if native_function() is None:
         return None
-    return NativeEntry(slow, inputs, outputs, form, not entry.program.updates, order)
+    return NativeEntry(slow, inputs, outputs, form, not entry.writes, order)
 
 
 # ---- devices -----------------------------------------------------------------------------------

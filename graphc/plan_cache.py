@@ -1,9 +1,12 @@
 """Plans kept between processes: a program that has been planned before is not planned again.
 
 What is kept is the plan, by what names its kernels' code is kept, and which of the program's nodes
-are the variables it takes.  Runs that are to show or check the passes, and programs that hold
-Python functions or operators of the user's, always go through the passes.
-Imports: program_key, plan_file, program, cache, flags; the LLVM back end when there is a cache.
+are the variables it takes; and what sizes must be known or checked before there is a plan.  What a
+session runs is known by the key of the graph itself, and no program is made of it.  Runs that are
+to show or check the passes, and programs that hold Python functions or operators of the user's,
+always go through the passes.
+Imports: program_key, plan_file, late_program, cache, flags; the LLVM back end where there is a
+cache.
 """
 
 from __future__ import annotations
@@ -15,10 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from graphc import flags
 from graphc.cache import Cache, digest, open_cache
+from graphc.constraints import Constraint
+from graphc.dims import Dim, DimLike
+from graphc.late_program import LateProgram
+from graphc.location import Location
 from graphc.plan import Plan
 from graphc.plan_file import PlanFileError, check_plan, decode, encode
 from graphc.program import Program
-from graphc.program_key import NotKeyable, ProgramKey
+from graphc.program_key import NotKeyable, ProgramKey, key_of_graph, key_of_program
 
 if TYPE_CHECKING:
     from graphc.backends.base import Executable
@@ -26,7 +33,8 @@ if TYPE_CHECKING:
     from graphc.backends.llvm.jit import JIT
     from graphc.node import Node, Tensor
 
-_KIND = "plan"
+Facts = tuple[list[tuple[Dim, DimLike]], list[tuple[Constraint, Location]]]
+"""Sizes that meet in broadcasts, and relations between sizes to check, each with its line."""
 
 
 @dataclass(frozen=True)
@@ -51,29 +59,43 @@ class _Entry:
     written: frozenset[int]
 
 
-class Place:
-    """Where in the cache the plan of one program is, or is to be."""
+class Keyed:
+    """What the cache keeps of one program, by its key."""
 
-    def __init__(self, cache: Cache, jit: JIT, program: ProgramKey, key: bytes) -> None:
+    def __init__(self, cache: Cache, jit: JIT, program: ProgramKey) -> None:
         self._cache = cache
         self._jit = jit
         self._program = program
-        self._key = key
 
-    def load(self) -> KeptPlan | None:
-        """What is kept there; None if it is nothing, or not whole."""
-        from graphc.backends.llvm.executable import LLVMExecutable
-
-        data = self._cache.read(_KIND, self._key)
-        if data is None:
-            return None
+    def facts(self) -> Facts | None:
+        """What is kept of a program itself; None if it is nothing."""
+        data = self._cache.read("facts", self._key("facts"))
         try:
-            entry = self._decoded(data)
+            return _facts(self._decoded(data)) if data is not None else None
         except PlanFileError:
             return None
-        functions = self._jit.load_kernels(entry.names, entry.batches)
-        if functions is None:
+
+    def keep_facts(self, facts: Facts) -> None:
+        """Keep what need not be worked out again."""
+        meetings, constraints = facts
+        rows = tuple((c.kind, c.a, c.b, c.message, loc) for c, loc in constraints)
+        self._keep("facts", self._key("facts"), (tuple(meetings), rows))
+
+    def plan(self, outcome: Sequence[Any], guard: bool) -> KeptPlan | None:
+        """What is kept of its plan, specialised to an outcome; None if it is nothing, or not whole.
+
+        guard  whether the NaN guard is put in
+        """
+        data = self._cache.read("plan", self._plan_key(outcome, guard))
+        try:
+            entry = self._entry(self._decoded(data)) if data is not None else None
+        except PlanFileError:
             return None
+        functions = self._jit.load_kernels(entry.names, entry.batches) if entry else None
+        if entry is None or functions is None:
+            return None
+        from graphc.backends.llvm.executable import LLVMExecutable
+
         return KeptPlan(
             LLVMExecutable(entry.plan, functions, self._jit, entry.names),
             tuple(node.outputs[0] for node in entry.variables),
@@ -81,23 +103,9 @@ class Place:
             entry.written,
         )
 
-    def _decoded(self, data: bytes) -> _Entry:
-        """The parts of an entry, checked; raises PlanFileError."""
-        program = self._program
-        parts = decode(data, list(program.atoms), list(program.lines))
-        try:
-            plan, names, batches, *numbers = parts
-            keys = [bytes.fromhex(key) for key in batches]
-            groups = [[program.variable(i) for i in group] for group in numbers]
-            variables, read, written = groups
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
-            raise PlanFileError(f"not an entry: {error!r}") from None
-        if not all(isinstance(name, str) for name in names):
-            raise PlanFileError("not an entry")
-        check_plan(plan, len(names), len(variables))
-        return _Entry(plan, list(names), keys, variables, _ids(read), _ids(written))
-
-    def store(self, executable: Executable, program: Program) -> None:
+    def keep_plan(
+        self, outcome: Sequence[Any], guard: bool, executable: Executable, program: Program
+    ) -> None:
         """Keep a plan and what it belongs to; `program` is as it was lowered."""
         from graphc.backends.llvm.executable import LLVMExecutable
 
@@ -107,7 +115,6 @@ class Place:
         batches = self._jit.cache.batches_of(names)
         if batches is None:
             return
-        plan = replace(executable.plan, kernels=(), buffers=())
         numbers = self._program.numbers
         groups = (
             [v.node for v in program.variables()],
@@ -116,36 +123,81 @@ class Place:
         )
         try:
             places = [tuple(numbers[id(node)] for node in group) for group in groups]
-            keys = tuple(key.hex() for key in batches)
-            data = encode(
-                (plan, tuple(names), keys, *places), self._program.atoms, self._program.lines
-            )
-        except (KeyError, PlanFileError):
+        except KeyError:
             return  # the passes made something that the program does not have
-        self._cache.write(_KIND, self._key, data)
+        plan = replace(executable.plan, kernels=(), buffers=())
+        keys = tuple(key.hex() for key in batches)
+        entry = (plan, tuple(names), keys, *places)
+        self._keep("plan", self._plan_key(outcome, guard), entry)
+
+    def _key(self, *parts: str) -> bytes:
+        identity = self._jit.target.identity
+        assert identity is not None
+        return identity[:8] + digest(identity, self._program.digest, *parts)[8:]
+
+    def _plan_key(self, outcome: Sequence[Any], guard: bool) -> bytes:
+        return self._key("plan", self._program.text_of(outcome), str(guard))
+
+    def _keep(self, kind: str, key: bytes, value: Any) -> None:
+        try:
+            self._cache.write(kind, key, encode(value, self._program.atoms, self._program.lines))
+        except PlanFileError:
+            return
+
+    def _decoded(self, data: bytes) -> Any:
+        return decode(data, list(self._program.atoms), list(self._program.lines))
+
+    def _entry(self, parts: Any) -> _Entry:
+        """The parts of an entry, checked; raises PlanFileError."""
+        try:
+            plan, names, batches, *numbers = parts
+            keys = [bytes.fromhex(key) for key in batches]
+            groups = [[self._program.variable(i) for i in group] for group in numbers]
+            variables, read, written = groups
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise PlanFileError(f"not an entry: {error!r}") from None
+        if not all(isinstance(name, str) for name in names):
+            raise PlanFileError("not an entry")
+        check_plan(plan, len(names), len(variables))
+        return _Entry(plan, list(names), keys, variables, _ids(read), _ids(written))
 
 
-def place_of(program: Program, outcome: Sequence[Any], guard: bool) -> Place | None:
-    """Where a program's plan is kept, specialised to an outcome; None where it is not to be.
+def _facts(parts: Any) -> Facts:
+    """The parts of an entry of facts, checked; raises PlanFileError."""
+    try:
+        meetings, rows = parts
+        found = [(Constraint(kind, a, b, message), loc) for kind, a, b, message, loc in rows]
+        sizes = [d for pair in meetings for d in pair] + [d for c, _ in found for d in (c.a, c.b)]
+        right = (
+            all(len(pair) == 2 and isinstance(pair[0], Dim) for pair in meetings)
+            and all(isinstance(d, (int, Dim)) for d in sizes)
+            and all(isinstance(c.message, str) for c, _ in found)
+            and all(c.kind in ("equal", "multiple", "at_least") for c, _ in found)
+            and all(isinstance(loc, Location) for _, loc in found)
+        )
+    except (TypeError, ValueError) as error:
+        raise PlanFileError(f"not facts: {error!r}") from None
+    if not right:
+        raise PlanFileError("not facts")
+    return list(meetings), found
 
-    program  before it is specialised, with all ranks known
-    guard    whether the NaN guard is put in
-    """
+
+def keyed(program: Program | LateProgram) -> Keyed | None:
+    """What is kept of a program whose ranks are known; None where nothing is to be kept."""
     cache = open_cache()
     if cache is None or flags.VERIFY.value or flags.DUMP.value or _other_passes():
         return None
     from graphc.backends.llvm.jit import default_jit
 
     jit = default_jit()
-    identity = jit.target.identity
-    if identity is None:
+    if jit.target.identity is None:
         return None
     try:
-        found = ProgramKey(program)
-        key = digest(identity, found.digest, found.text_of(outcome), str(guard))
+        if isinstance(program, LateProgram):
+            return Keyed(cache, jit, key_of_graph(program))
+        return Keyed(cache, jit, key_of_program(program))
     except NotKeyable:
         return None
-    return Place(cache, jit, found, identity[:8] + key[8:])
 
 
 def _other_passes() -> bool:

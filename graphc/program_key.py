@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from graphc.cache import digest
 from graphc.dims import Atom, Dim
@@ -20,6 +20,9 @@ from graphc.node import ConstantValue, Node, Tensor
 from graphc.ops import BUILT_IN
 from graphc.program import Program
 from graphc.types import DType
+
+if TYPE_CHECKING:
+    from graphc.late_program import LateProgram
 
 _WORD = 1 << 63
 _INT, _LONG, _FLOAT, _BOOL, _NONE, _TEXT, _TUPLE, _DTYPE, _DIM, _ARRAY = range(10)
@@ -30,29 +33,38 @@ class NotKeyable(Exception):
 
 
 class ProgramKey:
-    """A program's key and the numbers behind it.
+    """A key of nodes and of what of them is wanted, and the numbers behind it.
 
     digest   20 bytes
     nodes    every node, by number; `numbers` has the number of each by id
     atoms    every symbol and function of symbols in a size, by number
     lines    every line of the user's, by number
-    Raises NotKeyable.
+    Use `key_of_program` or `key_of_graph`.  Raises NotKeyable.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.nodes: list[Node] = list(program.order())
+    def __init__(
+        self,
+        nodes: list[Node],
+        groups: Sequence[Iterable[Tensor]],
+        targets: Iterable[Node] = (),
+    ) -> None:
+        self.nodes = nodes
         self.atoms: dict[Atom, int] = {}
         self.lines: dict[Location, int] = {}
+        self.numbers: dict[int, int] = {}  # by id of the node
         self._words: list[int] = []
         self._text: list[str] = []
         self._bytes: list[bytes] = []
         self._values: dict[Any, int] = {}
-        self.numbers: dict[int, int] = {}  # by id of the node
-        self._add_unused(program)
-        for number, node in enumerate(self.nodes):
+        self._blocks: dict[int, int] = {}
+        for number, node in enumerate(nodes):
             self.numbers[id(node)] = number
             self._node(node)
-        self._border(program)
+        for group in groups:
+            self._words.append(-3)
+            for t in group:
+                self._words += (self.numbers[id(t.node)], t.index)
+        self._words += (-8, *(self.numbers[id(node)] for node in targets))
         self.digest = self.finish()
 
     def finish(self) -> bytes:
@@ -62,14 +74,6 @@ class ProgramKey:
             raise NotKeyable("a name holds a null character")
         return digest(array("q", self._words).tobytes(), joined, *self._bytes)
 
-    def _add_unused(self, program: Program) -> None:
-        """Inputs and variables that no root depends on have numbers too."""
-        known = {id(node) for node in self.nodes}
-        for t in (*program.inputs, *(variable for variable, _ in program.updates)):
-            if id(t.node) not in known:
-                known.add(id(t.node))
-                self.nodes.append(t.node)
-
     def _node(self, node: Node) -> None:
         op = node.op
         if op not in BUILT_IN:
@@ -77,29 +81,26 @@ class ProgramKey:
         words = self._words
         lines = self.lines
         words += (-1, self._value(op.name), lines.setdefault(node.loc, len(lines)))
+        numbers = self.numbers
         for t in node.inputs:
-            words += (self.numbers[id(t.node)], t.index)
+            words += (numbers[id(t.node)], t.index)
         attrs = node.attrs
-        if attrs:
+        if attrs and op.name != "custom_gradient":  # whose rule has been used by now
             words.append(-2)
             for name in sorted(attrs) if len(attrs) > 1 else attrs:
                 words += (self._value(name), self._value(attrs[name]))
+        if node.control and op.name != "placeholder":
+            words += (-6, self._block(node.control))
         self._text.append(node.name)
 
-    def _border(self, program: Program) -> None:
-        words = self._words
-        for group in (
-            program.inputs,
-            program.fetches,
-            [variable for variable, _ in program.updates],
-            [value for _, value in program.updates],
-        ):
-            words.append(-3)
-            for t in group:
-                words += self._reference(t)
-
-    def _reference(self, t: Tensor) -> tuple[int, int]:
-        return self.numbers[id(t.node)], t.index
+    def _block(self, control: tuple[Node, ...]) -> int:
+        """The number of a tuple of nodes to wait for, which all nodes of a block share."""
+        found = self._blocks.get(id(control))
+        if found is None:
+            members = [self.numbers[id(node)] for node in control]
+            self._words += (-7, len(members), *members)
+            found = self._blocks[id(control)] = len(self._blocks)
+        return found
 
     def variable(self, number: int) -> Node:
         """The variable with this number; raises LookupError if it is none."""
@@ -184,3 +185,33 @@ class ProgramKey:
         array_ = value.array
         self._bytes.append(digest(array_.tobytes()))
         return (*array_.shape, self._named(array_.dtype.str))
+
+
+def key_of_program(program: Program) -> ProgramKey:
+    """The key of a program; inputs and variables that no root depends on have numbers too."""
+    nodes = list(program.order())
+    known = {id(node) for node in nodes}
+    for t in (*program.inputs, *(variable for variable, _ in program.updates)):
+        if id(t.node) not in known:
+            known.add(id(t.node))
+            nodes.append(t.node)
+    variables = [variable for variable, _ in program.updates]
+    values = [value for _, value in program.updates]
+    return ProgramKey(nodes, (program.inputs, program.fetches, variables, values))
+
+
+def key_of_graph(late: LateProgram) -> ProgramKey:
+    """The key of what a session is to run, before a program is made of it.
+
+    Raises NotKeyable where more than placeholders is fed.
+    """
+    if not late.takes_placeholders:
+        raise NotKeyable("a tensor that is no placeholder is fed")
+    nodes = late.order()
+    counters = dict.fromkeys(
+        n.graph.random_counter for n in nodes if n.kind == "random" and n.graph is not None
+    )
+    counted = [t for t in counters if t is not None]
+    known = set(nodes)
+    leaves = dict.fromkeys(t.node for t in (*late.feeds, *counted) if t.node not in known)
+    return ProgramKey([*leaves, *nodes], (late.feeds, late.fetches, counted), late.targets)

@@ -2,7 +2,7 @@
 
 `run` never adds nodes to the graph.  What is compiled is kept per (fetches, feeds).
 Imports: call, compilations, default_session, execution, variable_store, fetches, feeds, graph,
-passes.resolve_state.
+late_program.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from graphc.execution import COMPILERS, Entry, RunOptions
 from graphc.fetches import Fetch, Rebuild, flatten_fetches, form_of, require_out, write_out
 from graphc.forks import new_rlock
 from graphc.graph import Graph, GraphKeys, get_default_graph
+from graphc.late_program import LateProgram
 from graphc.native_self import NativeSelf, Table, take_over
 from graphc.node import Node, Tensor
 from graphc.ops.state import Variable
-from graphc.passes.resolve_state import resolve_state
 from graphc.threads import default_threads, join_threadpoolctl
 from graphc.variable_store import VariableStore
 
@@ -182,7 +182,7 @@ class Session(NativeSelf):
         if len(call.fed) != len(keys):
             raise FeedTypeError("make_callable: feed_list names a tensor twice")
         form = form_of(fetches) if call.straight else None
-        may_write_out = not call.entry.program.updates
+        may_write_out = not call.entry.writes
         native: Callable[[], NativeEntry | None] = _no_entry
 
         def results(*values: Any) -> list[Any]:
@@ -387,7 +387,7 @@ class Session(NativeSelf):
         targets = tuple(x for x in flat if isinstance(x, Node))
         feeds.require_fed([*(t.node for t in fetched), *targets], fed)
         self.graph.has_run()
-        entry = Entry(resolve_state(fetched, targets, fed), self.device, guard, budget)
+        entry = Entry(LateProgram(fetched, targets, fed), self.device, guard, budget)
         made = [(call.flat, call.fed) for call in self._calls.values()]
         entry.log = self._compilations.of(flat, fed, new_program_reason(flat, fed, made))
         return entry

@@ -19,12 +19,13 @@ from graphc import plan_cache
 from graphc.backends.llvm import jit as jit_module
 from graphc.backends.llvm import object_cache, target
 from graphc.backends.llvm.image import Image, MappedImage, NotLinkable, joined, link
+from graphc.late_program import LateProgram
 from graphc.location import Location
 from graphc.ops.define import elementwise
 from graphc.passes import pipeline
 from graphc.passes.resolve_state import resolve_state
 from graphc.plan_file import PlanFileError, check_plan, decode, encode
-from graphc.program_key import NotKeyable, ProgramKey
+from graphc.program_key import NotKeyable, ProgramKey, key_of_graph, key_of_program
 from graphc.types import FLOATS
 
 COUNTS = ("plans", "plans_loaded", "kernels", "kernels_loaded", "modules")
@@ -327,7 +328,7 @@ def example_plan() -> tuple[Any, ProgramKey]:
     step = gx.assign(w, w * 2)
     plan = gx.explain([y, step]).plan
     program = resolve_state((y,), (step.node,), (x, i))
-    return replace(plan, kernels=(), buffers=()), ProgramKey(program)
+    return replace(plan, kernels=(), buffers=()), key_of_program(program)
 
 
 def test_a_plan_survives_being_written() -> None:
@@ -393,7 +394,8 @@ def key_of(build: Callable[[], Any]) -> bytes:
     with gx.Graph().as_default() as graph:
         made = build()
         fed = tuple(n.outputs[0] for n in graph.nodes if n.op.name == "placeholder")
-        return ProgramKey(resolve_state((made,), (), fed)).digest
+        early, late = LateProgram((made,), (), fed), resolve_state((made,), (), fed)
+        return key_of_graph(early).digest + key_of_program(late).digest
 
 
 def test_keys_follow_from_what_is_computed() -> None:
@@ -423,7 +425,7 @@ def test_keys_follow_from_what_is_computed() -> None:
 
 def test_a_name_with_a_null_character_has_no_key() -> None:
     x = gx.placeholder("f32", (2,), name="x")
-    key = ProgramKey(resolve_state((gx.exp(x),), (), (x,)))
+    key = key_of_graph(LateProgram((gx.exp(x),), (), (x,)))
     key._text.append("a\0b")
     with pytest.raises(NotKeyable):
         key.finish()
@@ -461,4 +463,4 @@ def test_an_image_that_needs_what_is_not_there_is_not_mapped() -> None:
 def test_a_place_without_a_cache_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     x = gx.placeholder("f32", (2,), name="x")
     program = resolve_state((gx.exp(x),), (), (x,))
-    assert plan_cache.place_of(program, (), False) is None
+    assert plan_cache.keyed(program) is None
