@@ -332,10 +332,12 @@ def native_entry(
 
 
 def _cpu(program: Program, budget: Budget | None = None) -> tuple[Executable, Program]:
-    from graphc.backends.llvm.entry_function import native_function
+    from graphc.backends.llvm.entry_function import begin_native_function
+
+    begin_native_function()  # now: no later call then waits for it, and LLVM loads meanwhile
+
     from graphc.compiler import compile_cpu  # the passes take a while to import
 
-    native_function()  # now, so that no later call has to wait for it
     return compile_cpu(program, budget)
 
 

@@ -8,11 +8,13 @@ Imports: entry_text, entry_methods_text, driver, jit, target, tables, team, memo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
 import struct
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +23,7 @@ import numpy as np
 from graphc.backends.llvm import entry_methods_text, team
 from graphc.backends.llvm import entry_text as at
 from graphc.backends.llvm.driver import CONTROL_BYTES, expand
-from graphc.backends.llvm.jit import JIT
+from graphc.backends.llvm.jit import JIT, compile_threads
 from graphc.backends.llvm.memory import Array, address_of
 from graphc.backends.llvm.tables import DATA_OFFSET
 from graphc.backends.llvm.target import Target, compile_lock, has_symbol
@@ -148,6 +150,29 @@ def native_function() -> NativeFunction | None:
                 except (CompileError, AttributeError, ImportError):
                     _cached.append(None)
     return _cached[0]
+
+
+_begun: list[bool] = []
+
+
+def begin_native_function() -> None:
+    """Make the native function, beside what the caller does next if a core can be had for it."""
+    if _cached or _begun:
+        return
+    _begun.append(True)
+    try:
+        if compile_threads() > 1:
+            threading.Thread(target=_begin, name="graphc native function").start()
+            return
+    except RuntimeError:  # no more threads
+        pass
+    native_function()
+
+
+def _begin() -> None:
+    # who needs the native function tries again, and gets the error if there is one
+    with contextlib.suppress(Exception):
+        native_function()
 
 
 def _forget_team() -> None:
