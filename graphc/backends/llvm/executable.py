@@ -1,8 +1,8 @@
 """A compiled plan: binds sizes, keeps contexts for reuse, runs.
 
 A plan is read only.  What a run changes lives in a `Context`, taken from a pool for the length of
-the run, so any number of threads may run one executable at once.  Imports: jit, tables, team, base,
-plan.
+the run, so any number of threads may run one executable at once.  Imports: jit, contexts, tables,
+team, base, plan.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 from graphc.backends.base import mark_committed
+from graphc.backends.llvm.contexts import IDLE_BYTES, Bound
 from graphc.backends.llvm.jit import JIT, default_jit, kernel_names
 from graphc.backends.llvm.memory import Array
 from graphc.backends.llvm.tables import Context, Layout, PlanTables, default_workers
@@ -23,30 +24,6 @@ from graphc.trace import Trace
 
 BOUND_SIZES = 64
 """How many sets of sizes an executable remembers."""
-
-IDLE_BYTES = 1 << 29
-"""Memory an executable keeps in contexts of sizes other than the one used last."""
-
-
-class _Bound:
-    """The tables of one set of sizes and the contexts not in use now."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.outputs = [pool.maker for pool in layout.outputs]
-        self._output_bytes = sum(pool.bytes for pool in layout.outputs)
-        self._context_bytes = layout.context_bytes
-        self.idle: list[Context] = []
-        self.used = 0
-
-    def keep(self, context: Context) -> None:
-        """Keep a context that has finished its run, unless idle ones take too much already."""
-        if self._context_bytes * len(self.idle) < IDLE_BYTES:
-            self.idle.append(context)
-
-    @property
-    def bytes(self) -> int:
-        return self._context_bytes * len(self.idle) + self._output_bytes
 
 
 class LLVMExecutable:
@@ -64,7 +41,7 @@ class LLVMExecutable:
         self._code = jit  # the functions live as long as the compiler that made them
         self._tables = PlanTables(plan, functions, default_workers())
         self._atoms = self._tables.atoms
-        self._bound: dict[tuple[int | None, ...], _Bound] = {}
+        self._bound: dict[tuple[int | None, ...], Bound] = {}
         self._clock = itertools.count(1)
 
     def run(
@@ -83,7 +60,7 @@ class LLVMExecutable:
         try:
             context = bound.idle.pop()
         except IndexError:
-            context = Context(bound.layout)
+            context = bound.new_context()
         arrays = [*inputs, *state, *outputs]
         context.enter(arrays)
         try:
@@ -110,12 +87,12 @@ class LLVMExecutable:
         """Bytes of scratch memory a run with these sizes uses."""
         return self.plan.arena_bytes(sizes)
 
-    def _bind(self, sizes: Sizes) -> _Bound:
+    def _bind(self, sizes: Sizes) -> Bound:
         """Make the tables for these sizes and drop the least recently used ones.
 
         Two threads may bind the same sizes at once: one result is kept, both are right.
         """
-        bound = _Bound(self._tables.bind(sizes))
+        bound = Bound(self._tables.bind(sizes))
         bound.used = next(self._clock)
         self._bound[tuple(map(sizes.get, self._atoms))] = bound
         self._forget_stale()

@@ -1,4 +1,4 @@
-"""Memory of runs: aligned stretches, and large output arrays that are issued again.
+"""Memory of runs: aligned stretches, arenas, and large output arrays that are issued again.
 
 A fresh array of some 100 KB costs more in page faults than the kernel that fills it.  An output is
 issued again only when nobody but the pool refers to it.  Imports: plan.
@@ -6,6 +6,8 @@ issued again only when nobody but the pool refers to it.  Imports: plan.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import sys
 import weakref
 from collections import deque
@@ -23,6 +25,23 @@ RECYCLED_BYTES = 64 * 1024
 
 RECYCLED_ARRAYS = 3
 """How many arrays the pool of one output remembers."""
+
+
+MAPPED_BYTES = 1 << 20
+"""An arena of this size is mapped by itself, so that its memory is returned when it is dropped."""
+
+HUGE_PAGE = 1 << 21
+
+
+def arena_bytes(size: int) -> Array:
+    """`size` bytes for an arena, not cleared, starting at a multiple of ALIGNMENT."""
+    if size < MAPPED_BYTES or not hasattr(mmap, "MAP_PRIVATE"):
+        return aligned_bytes(size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= 2 * HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
 
 
 def aligned_bytes(size: int) -> Array:

@@ -19,7 +19,14 @@ import numpy.typing as npt
 
 from graphc.arena import ALIGNMENT, stack
 from graphc.backends.llvm.driver import HEADER_WORDS, STEP_WORDS
-from graphc.backends.llvm.memory import Array, OutputPool, address_of, aligned_bytes, aligned_copy
+from graphc.backends.llvm.memory import (
+    Array,
+    OutputPool,
+    address_of,
+    aligned_bytes,
+    aligned_copy,
+    arena_bytes,
+)
 from graphc.backends.llvm.team import release
 from graphc.dims import Atom, Dim, DimLike, Sizes, evaluate
 from graphc.errors import SizeError
@@ -262,12 +269,14 @@ class Context:
 
     address = 0
 
-    def __init__(self, layout: Layout) -> None:
-        self._arena = aligned_bytes(layout.arena_bytes)
-        memory = aligned_bytes(layout.words.nbytes)
-        self.words: Words = memory.view(np.int64)
+    def __init__(self, layout: Layout, memory: Array | None = None) -> None:
+        """`memory` is for the arena: at least as much as it needs, which nobody else uses."""
+        self.memory = arena_bytes(layout.arena_bytes) if memory is None else memory
+        self._arena = self.memory[: layout.arena_bytes]
+        table = aligned_bytes(layout.words.nbytes)
+        self.words: Words = table.view(np.int64)
         self.words[:] = layout.words
-        self.address = address_of(memory)
+        self.address = address_of(table)
         self.words[layout.inside] += self.address
         self.words[layout.slot_args] = layout.slot_offsets + address_of(self._arena)
         places = layout.places
@@ -275,7 +284,7 @@ class Context:
         borders = places.end - places.borders
         self._entry = struct.Struct(f"={borders}q")
         self._stop = ctypes.c_int64.from_address(self.address + 8 * _STOP)
-        self._borders = memory.data[8 * places.borders : 8 * places.end]
+        self._borders = table.data[8 * places.borders : 8 * places.end]
 
     def enter(self, arrays: Iterable[Array]) -> None:
         """Name the arrays of the next run: inputs, state, outputs, in plan order."""
