@@ -14,7 +14,7 @@ from graphc import dims
 from graphc.dims import Dim, DimLike
 from graphc.errors import GraphTypeError, ShapeError
 from graphc.graph import make
-from graphc.node import Attrs, Tensor
+from graphc.node import Attrs, Node, Tensor
 from graphc.ops.define import (
     NOT_DIFFERENTIABLE,
     as_tensor,
@@ -90,12 +90,45 @@ def size(x: Any, axis: Any = None, dtype: Any = int64) -> Tensor:
     return _size(as_tensor(x), axes=axes, dtype=dtype)
 
 
+_COMBINED = frozenset(
+    {
+        "concat",
+        "cast",
+        "reshape",
+        "identity",
+        "slice",
+        "add",
+        "subtract",
+        "multiply",
+        "floor_divide",
+    }
+)
+"""Operators whose results are sizes where their operands are."""
+
+
 def dims_of(value: Any) -> tuple[DimLike, ...] | None:
     """The sizes a tensor built from `shape` and constants stands for; None if it is not one."""
-    t = value
-    if not isinstance(t, Tensor):
+    if not isinstance(value, Tensor):
         return None
-    node = t.node
+    known: dict[Node, tuple[DimLike, ...] | None] = {}
+    stack = [value.node]
+    while stack:  # each node once, however deep the arithmetic is
+        node = stack[-1]
+        operands = [t.node for t in node.inputs] if node.op.name in _COMBINED else []
+        unknown = [n for n in operands if n not in known]
+        if unknown:
+            stack.extend(unknown)
+            continue
+        stack.pop()
+        inputs = [d for n in operands if (d := known[n]) is not None]
+        if operands and len(inputs) == len(operands):
+            known[node] = _combine_dims(node.op.name, node.attrs, inputs)
+        else:
+            known[node] = _leaf_dims(node)
+    return known[value.node]
+
+
+def _leaf_dims(node: Node) -> tuple[DimLike, ...] | None:
     if node.op is sizes_op:
         d = node.attrs["dims"]
         return d if isinstance(d, tuple) else (d,)
@@ -103,11 +136,7 @@ def dims_of(value: Any) -> tuple[DimLike, ...] | None:
         array = node.attrs["value"].array
         if array.ndim <= 1 and array.dtype.kind in "iu":
             return tuple(int(v) for v in array.reshape(-1))
-        return None
-    inputs = [dims_of(i) for i in node.inputs]
-    if any(i is None for i in inputs) or not inputs:
-        return None
-    return _combine_dims(node.op.name, node.attrs, [i for i in inputs if i is not None])
+    return None
 
 
 def _combine_dims(
