@@ -105,3 +105,7 @@ class CompileError(GraphcError, RuntimeError):
 
 class GraphGrowthWarning(UserWarning):
     """A line that adds nodes to a graph again and again while the graph is being run."""
+
+
+class MiscompiledError(GraphcError, AssertionError):
+    """A debug run found a pass or kernel that computes something wrong: a bug in graphc."""

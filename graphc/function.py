@@ -111,6 +111,10 @@ class Function(NativeSelf):
         """The session this function runs in when it is called now."""
         return self._session or session_of(self.graph)
 
+    def arrays(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """The arguments of a call as the arrays that its program is given."""
+        return self._parameters.arrays(args, kwargs)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run: values by position or by name of the input; returns what `outputs` has the form of.
 

@@ -271,6 +271,10 @@ class Session(NativeSelf):
         native  what to tell of the run, so that it can do the next ones
         """
         compiled, sizes = entry.bind(arrays)
+        if options is not None and options.debug:
+            from graphc.debug.stages import require_right  # only now: it brings every stage along
+
+            require_right(self, entry.program, arrays)
         if options is None:
             results = self.variables.run(compiled, arrays, sizes, self.threads)
         else:

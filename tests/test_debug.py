@@ -178,3 +178,36 @@ def test_the_command_checks_a_saved_model(
     assert "wrong in codegen" in capsys.readouterr().out
     assert cli.main(["debug", str(tmp_path / "none.graphc")]) == 1
     assert "graphc debug: " in capsys.readouterr().err
+
+
+def test_functions_can_be_checked() -> None:
+    x = gx.placeholder("f32", (None, 3), name="x")
+    v = gx.Variable(np.ones((3, 2), np.float32), name="v")
+    ones = np.ones((4, 3), np.float32)
+    f = gx.function([x], gx.tanh(x @ v), updates=[(v, v * 0.5)])
+    report = gx.check(f, [ones])
+    assert report.ok, report
+    assert gx.check(f, {"x": ones}, gradients=True).ok
+    np.testing.assert_array_equal(f.session.get_value(v), np.ones((3, 2)))
+    fault = next(f for f in FAULTS if f.name == "subtraction_swaps_its_operands")
+    g = gx.function([x], gx.exp(x) - x)
+    with fault.planted():
+        found = gx.check(g, [ones]).finding
+    assert found is not None and found.stage == "codegen"
+
+
+def test_a_debug_run_is_a_run_and_a_check() -> None:
+    x = gx.placeholder("f32", (None,), name="x")
+    v = gx.Variable(np.float32(1), name="v")
+    options = gx.RunOptions(debug=True)
+    with gx.Session() as session:
+        session.run(gx.global_variables_initializer())
+        step = v.assign_add(gx.sum(x))
+        assert session.run([x * 2, step], {x: [1.0, 2.0]}, options)[1] == 4
+        fault = next(f for f in FAULTS if f.name == "a_rule_with_a_wrong_sign")
+        with fault.planted(), pytest.raises(gx.errors.MiscompiledError, match="subtract_negative"):
+            session.run([x - (-x), step], {x: [1.0, 2.0]}, options)
+        assert session.run(v) == 4
+        i = gx.placeholder("i32", (None,), name="i")
+        with pytest.raises(gx.errors.IndexOutOfRangeError):
+            session.run(gx.gather(x, i), {x: [1.0], i: [3]}, options)

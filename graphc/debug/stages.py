@@ -9,7 +9,8 @@ Imports: session, execution, passes, backends, debug.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,72 +26,144 @@ from graphc.debug.report import Finding, FoundError, Report
 from graphc.debug.trial import require_survival
 from graphc.debug.values import Difference, Samples, disagreement
 from graphc.debug.whole import check_run
-from graphc.errors import FeedError, GraphcError, RunError
+from graphc.errors import FeedError, GraphcError, MiscompiledError, RunError
 from graphc.fetches import flatten_fetches
+from graphc.function import Function
 from graphc.host_calls import PartsExecutable, compile_parts, has_host_calls
 from graphc.node import Node, Tensor, topological
 from graphc.passes import fuse, lower, pipeline, plan_memory, resolve_state, schedule
 from graphc.passes import specialise as special
 from graphc.program import Program
 from graphc.session import Session, get_default_session
+from graphc.shared import initialize
 
 Array = np.ndarray[Any, Any]
 
 
 def check(
     fetches: Any,
-    feed_dict: Mapping[Any, Any] | None = None,
+    feed_dict: Mapping[Any, Any] | Sequence[Any] | None = None,
     session: Session | None = None,
     gradients: bool = False,
 ) -> Report:
     """Run `fetches` once through every stage of compiling and name the first that goes wrong.
 
-    fetches    what `Session.run` takes
-    feed_dict  as for `Session.run`; small arrays, for kernels are interpreted
-    session    whose variables to start from (default: the default session); none are changed
+    fetches    what `Session.run` takes, or a compiled `function`
+    feed_dict  as for `Session.run`, for a function its arguments in a list, or in a dict by name;
+               small arrays, for kernels are interpreted
+    session    whose variables to start from (default: the default session, or the function's); none
+               are changed, but a function's get their initial values as by a call
     gradients  also compare the gradient rule of every operator with numeric differentiation
 
     Returns a Report; `report.ok` says whether everything agrees, `print(report)` the rest.
     Raises what `Session.run` would for wrong feeds and fetches.
     """
+    if isinstance(fetches, Function):
+        positional = not isinstance(feed_dict, Mapping)
+        arrays = fetches.arrays(
+            *(feed_dict or () if positional else ()),
+            **({} if positional else dict(feed_dict or {})),
+        )
+        session = session or fetches.session
+        initialize(session, fetches.program.variables())
+        return check_program(session, fetches.program, arrays, gradients)
     session = session or get_default_session()
     if session is None:
         raise RunError("check: give a session, or enter one")
+    if not isinstance(feed_dict, Mapping) and feed_dict:
+        raise FeedError(f"feed_dict is a dict of values by tensor, not {feed_dict!r:.60}")
+    request = _Request.of(session, fetches, dict(feed_dict or {}))
     report = Report()
-    try:
-        _Check(session, fetches, feed_dict or {}, report).run(gradients)
-    except FoundError as error:
-        report.finding = error.finding
-    return report
+    return _Check(session, report, gradients).judge(request.resolved)
 
 
-class _Check:
-    def __init__(
-        self, session: Session, fetches: Any, feed_dict: Mapping[Any, Any], report: Report
-    ) -> None:
-        self.session = session
-        self.report = report
+def check_program(
+    session: Session, program: Program, arrays: Sequence[Array], gradients: bool = False
+) -> Report:
+    """What `check` finds for a program cut out of a graph; `arrays` are its inputs, converted."""
+
+    def resolved(check: _Check) -> tuple[Program, Samples]:
+        samples = check.samples(program, arrays)
+        samples.base.compute(program.roots)
+        return program, samples
+
+    return _Check(session, Report(), gradients).judge(Resolved(program, list(arrays), resolved))
+
+
+def require_right(session: Session, program: Program, arrays: Sequence[Array]) -> None:
+    """Raise MiscompiledError if a check of the program finds something wrong."""
+    report = check_program(session, program, arrays)
+    if not report.ok:
+        raise MiscompiledError(str(report.finding))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A program with its inputs, and what judges how it was cut out."""
+
+    program: Program
+    arrays: list[Array]
+    judge: Callable[[_Check], tuple[Program, Samples]]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Fetches, operations and feeds of a graph."""
+
+    fetches: list[Tensor]
+    targets: list[Node]
+    fed: dict[Tensor, Array]
+
+    @classmethod
+    def of(cls, session: Session, fetches: Any, feed_dict: Mapping[Any, Any]) -> _Request:
         graph = session.graph
         flat, _ = flatten_fetches(fetches, graph)
-        self.fetches = list(dict.fromkeys(x for x in flat if isinstance(x, Tensor)))
-        self.targets = [x for x in flat if isinstance(x, Node)]
-        self.fed: dict[Tensor, Array] = {}
+        tensors = list(dict.fromkeys(x for x in flat if isinstance(x, Tensor)))
+        targets = [x for x in flat if isinstance(x, Node)]
+        fed: dict[Tensor, Array] = {}
         for key, value in feed_dict.items():
             t = graph.get_tensor_by_name(key) if isinstance(key, str) else key
-            self.fed[t] = feeds.convert(t, value)
-        stop = {t.node.id for t in self.fed}
-        for node in topological([t.node for t in self.fetches] + self.targets, stop=stop):
+            fed[t] = feeds.convert(t, value)
+        stop = {t.node.id for t in fed}
+        for node in topological([t.node for t in tensors] + targets, stop=stop):
             if node.op.name == "placeholder" and node.id not in stop:
                 label = feeds.label(node.outputs[0])
                 raise FeedError(f"check: {label} is needed and not in feed_dict")
+        return cls(tensors, targets, fed)
 
-    def run(self, gradients: bool) -> None:
+    @property
+    def resolved(self) -> Resolved:
+        program = resolve_state.resolve_state(self.fetches, self.targets, tuple(self.fed))
+        return Resolved(program, list(self.fed.values()), lambda c: c.against_graph(program, self))
+
+
+class _Check:
+    def __init__(self, session: Session, report: Report, gradients: bool) -> None:
+        self.session = session
+        self.report = report
+        self.gradients = gradients
+
+    def judge(self, resolved: Resolved) -> Report:
+        """The report on a program, from how it was cut out to how it runs."""
         try:
-            program, samples = self._resolved()
-        except RunError as error:
-            self._failing(error)
-            return
-        if gradients:
+            try:
+                program, samples = resolved.judge(self)
+            except RunError as error:
+                self._failing(error, resolved.program, resolved.arrays)
+            else:
+                self._stages(program, samples)
+        except FoundError as error:
+            self.report.finding = error.finding
+        return self.report
+
+    def samples(self, program: Program, arrays: Sequence[Array]) -> Samples:
+        """The values of a program's tensors in this session."""
+        given = dict(zip(program.inputs, arrays, strict=True))
+        sizes = feeds.bind_sizes(program.inputs, [a.shape for a in arrays])
+        return Samples(given, initial_state(self.session, program), sizes)
+
+    def _stages(self, program: Program, samples: Samples) -> None:
+        if self.gradients:
             from graphc.debug.gradients import check_gradients
 
             checked = check_gradients(program, samples)
@@ -115,10 +188,8 @@ class _Check:
         """Note that a stage is right."""
         self.report.stages.append((stage, what))
 
-    def _failing(self, error: RunError) -> None:
+    def _failing(self, error: RunError, program: Program, arrays: Sequence[Array]) -> None:
         """The graph's own run fails: so must everything made of it."""
-        program = resolve_state.resolve_state(self.fetches, self.targets, tuple(self.fed))
-        arrays = list(self.fed.values())
         shapes = [a.shape for a in arrays]
         state = initial_state(self.session, program)
         ranked = special.bind_ranks(program, [len(s) for s in shapes])
@@ -150,23 +221,18 @@ class _Check:
 
     # ---- programs
 
-    def _resolved(self) -> tuple[Program, Samples]:
-        fed = tuple(self.fed)
-        program = resolve_state.resolve_state(self.fetches, self.targets, fed)
-        arrays = [self.fed[t] for t in fed]
-        shapes = [a.shape for a in arrays]
-        sizes = feeds.bind_sizes(program.inputs, shapes)
-        state = initial_state(self.session, program)
-        given = dict(zip(program.inputs, arrays, strict=True))
-        samples = Samples(given, state, sizes)
-        fetched, written = run_graph(self.fetches, self.targets, self.fed, state, sizes)
+    def against_graph(self, program: Program, request: _Request) -> tuple[Program, Samples]:
+        """The program and its values, if they are those of the graph run node by node."""
+        samples = self.samples(program, list(request.fed.values()))
+        state, sizes = samples.base.state, samples.sizes
+        fetched, written = run_graph(request.fetches, request.targets, request.fed, state, sizes)
         wanted = {v.node.id: v for v, _ in program.updates}
         if set(wanted) != set(written):
             other = "assigned" if set(written) - set(wanted) else "not assigned"
             message = f"it updates other variables than are {other}"
             raise FoundError(Finding("resolve_state", message, subject=program))
         expected = [
-            (t, a, self.fetches[i])
+            (t, a, request.fetches[i])
             for i, (t, a) in enumerate(zip(program.fetches, fetched, strict=False))
         ]
         expected += [(t, written[v.node.id], v) for v, t in program.updates]
