@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from graphc.cache import digest
 from graphc.dims import Atom, Dim
 from graphc.location import Location
-from graphc.node import ConstantValue, Node, Tensor
+from graphc.node import ConstantValue, Node, Op, Tensor
 from graphc.ops import BUILT_IN
+from graphc.ops.state import placeholder_op
 from graphc.program import Program
 from graphc.types import DType
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 _WORD = 1 << 63
 _INT, _LONG, _FLOAT, _BOOL, _NONE, _TEXT, _TUPLE, _DTYPE, _DIM, _ARRAY = range(10)
+
+_CUSTOM = "custom_gradient"
+"""Passes its inputs through; made where functions are, above the operators."""
+
+_HASHABLE = frozenset({int, str, bool, DType, Dim})
 
 
 class NotKeyable(Exception):
@@ -57,6 +63,8 @@ class ProgramKey:
         self._bytes: list[bytes] = []
         self._values: dict[Any, int] = {}
         self._blocks: dict[int, int] = {}
+        self._ops: dict[Op, int] = {}
+        self._names: dict[tuple[str, ...], tuple[int, tuple[str, ...]]] = {}
         for number, node in enumerate(nodes):
             self.numbers[id(node)] = number
             self._node(node)
@@ -75,23 +83,36 @@ class ProgramKey:
         return digest(array("q", self._words).tobytes(), joined, *self._bytes)
 
     def _node(self, node: Node) -> None:
-        op = node.op
-        if op not in BUILT_IN:
-            raise NotKeyable(f"operator {op.name} is the user's")
         words = self._words
+        number = self._ops.get(node.op)
+        if number is None:
+            number = self._op(node.op)
         lines = self.lines
-        words += (-1, self._value(op.name), lines.setdefault(node.loc, len(lines)))
+        words += (-1, number, lines.setdefault(node.loc, len(lines)))
         numbers = self.numbers
         for t in node.inputs:
             words += (numbers[id(t.node)], t.index)
         attrs = node.attrs
-        if attrs and op.name != "custom_gradient":  # whose rule has been used by now
-            words.append(-2)
-            for name in sorted(attrs) if len(attrs) > 1 else attrs:
-                words += (self._value(name), self._value(attrs[name]))
-        if node.control and op.name != "placeholder":
+        if attrs and node.op.name != _CUSTOM:  # whose rule has been used by now
+            number, names = self._names.get(tuple(attrs)) or self._attributes(tuple(attrs))
+            values = [self._value(attrs[name]) for name in names]
+            words += (-2, number, *values)
+        if node.control and node.op is not placeholder_op:
             words += (-6, self._block(node.control))
         self._text.append(node.name)
+
+    def _op(self, op: Op) -> int:
+        """The number of an operator met for the first time."""
+        if op not in BUILT_IN and op.name != _CUSTOM:
+            raise NotKeyable(f"operator {op.name} is the user's")
+        found = self._ops[op] = self._value(op.name)
+        return found
+
+    def _attributes(self, names: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        """The number of a set of names of attributes, and the order that it lists them in."""
+        ordered = tuple(sorted(names))
+        found = self._names[names] = self._value(ordered), ordered
+        return found
 
     def _block(self, control: tuple[Node, ...]) -> int:
         """The number of a tuple of nodes to wait for, which all nodes of a block share."""
@@ -123,12 +144,12 @@ class ProgramKey:
 
     def _value(self, value: Any) -> int:
         kind = value.__class__
-        if kind is tuple:
-            key: Any = (_TUPLE, *map(self._value, value))
+        if kind in _HASHABLE:
+            key: Any = (kind, value)
+        elif kind is tuple:
+            key = (_TUPLE, *map(self._value, value))
         elif kind is float:
             key = (_FLOAT, struct.unpack("<q", struct.pack("<d", value))[0])
-        elif kind is str or kind is int or kind is bool or kind is DType or kind is Dim:
-            key = (kind, value)
         elif kind is ConstantValue:
             key = (kind, id(value))  # the program holds it
         elif value is None:

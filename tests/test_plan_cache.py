@@ -423,6 +423,22 @@ def test_keys_follow_from_what_is_computed() -> None:
     assert key_of(lambda: build(shape=("b", "c"))) == key_of(lambda: build(shape=(None, None)))
 
 
+def test_a_gradient_of_the_users_is_part_of_the_graph_not_of_the_plan(folder: Path) -> None:
+    def work(clip: float) -> Any:
+        x = gx.placeholder("f32", (3,), name="x")
+        y = gx.grad_clip(x, -clip, clip)
+        with gx.Session() as session:
+            return session.run([y * 2, gx.gradients(gx.sum(y * 5), x)[0]], {x: np.ones(3)})
+
+    first, _ = counted(lambda: work(1.0))
+    again, cost = counted(lambda: work(1.0))
+    assert same(first, again)
+    assert cost["plans_loaded"] == 1
+    other, cost = counted(lambda: work(2.0))
+    assert cost["plans_loaded"] == 0
+    np.testing.assert_array_equal(other[1], [2, 2, 2])
+
+
 def test_a_name_with_a_null_character_has_no_key() -> None:
     x = gx.placeholder("f32", (2,), name="x")
     key = key_of_graph(LateProgram((gx.exp(x),), (), (x,)))
