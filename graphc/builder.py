@@ -47,13 +47,20 @@ def entered_factories() -> list[NodeFactory]:
 
 @contextlib.contextmanager
 def making_nodes_in(factory: NodeFactory) -> Iterator[None]:
-    """Make `factory` this thread's current factory inside the block."""
+    """Make `factory` this thread's current factory inside the block.
+
+    A signal handler may raise just when the block is left, and so keep it from being left: what
+    compiles takes back by itself what is entered then, as `Entry.bind` does.
+    """
     stack = _factories.stack  # also when a forked child clears away the block of a lost thread
     stack.append(factory)
     try:
         yield
     finally:
-        stack.pop()
+        for place in range(len(stack) - 1, -1, -1):  # it may have been taken back
+            if stack[place] is factory:
+                del stack[place]
+                break
 
 
 # ---- inference ---------------------------------------------------------------------------------

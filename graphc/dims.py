@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Union
 
 from graphc.errors import ShapeError
+from graphc.forks import new_rlock
 
 DimLike = Union[int, "Dim"]
-_lock = threading.RLock()
+_lock = new_rlock()
 
 REMEMBERED = 1 << 15
 """Sums and products of sizes that are remembered: a deep network asks for the same few again."""

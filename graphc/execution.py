@@ -7,11 +7,11 @@ Imports: feeds, graph, program, passes, backends, nan_guard, statistics.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,11 @@ from graphc import feeds, nan_guard
 from graphc.backends.base import Executable
 from graphc.backends.reference import ReferenceExecutable
 from graphc.budget import Budget, parse_budget
+from graphc.builder import entered_factories
 from graphc.compilations import ProgramLog, Timer, meeting_reason, rank_reason
 from graphc.dims import Sizes
 from graphc.errors import FeedError, GraphTypeError, NonFiniteError, ShapeError
+from graphc.forks import new_lock
 from graphc.host_calls import compile_parts, has_host_calls
 from graphc.late_program import LateProgram
 from graphc.node import Node, Tensor
@@ -58,15 +60,12 @@ class RunOptions:
     nan_guard  fail with NonFiniteError, changing nothing, where a fetch or an update is not finite
     trace      a gx.Trace that collects the time of each step; the run then uses one thread
     memory_budget  scratch memory it may use, in bytes or as '512MB' (None: the session's)
-    debug      first judge every stage of compiling, as `gx.check` does; MiscompiledError if one is
-               wrong.  Slow
     """
 
     threads: int | None = None
     nan_guard: bool = False
     trace: Trace | None = None
     memory_budget: int | str | None = None
-    debug: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "memory_budget", parse_budget(self.memory_budget))
@@ -142,7 +141,7 @@ class Entry:
         self.budget = budget
         self._by_rank: dict[tuple[int, ...], _Ranked] = {}
         self._bound: dict[tuple[tuple[int, ...], ...], tuple[Compiled, Sizes]] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self.log: ProgramLog | None = None
         count("programs")
 
@@ -162,12 +161,35 @@ class Entry:
         shapes = tuple([a.shape for a in arrays])
         found = self._bound.get(shapes)
         if found is None:
-            with self._lock, collector_paused():
+            found = self._bind_anew(shapes)
+        return found
+
+    def _bind_anew(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Compiled, Sizes]:
+        """Bind shapes not known yet, without the cyclic garbage collector.
+
+        Compiling makes hundreds of thousands of objects that all stay; looking them over again and
+        again costs a fifth of the time.  What has been entered is left without any call that a
+        signal handler could keep from being made.
+        """
+        factories = entered_factories()
+        outer = len(factories)
+        me = threading.get_ident()
+        collects = gc.isenabled()
+        try:
+            if collects:
+                _pausing.add(me)
+            gc.disable()
+            with self._lock:
                 found = self._bind_shapes(shapes)
                 self._bound[shapes] = found
                 if len(self._bound) > BOUND_SHAPES:
                     del self._bound[next(iter(self._bound))]
-        return found
+            return found
+        finally:
+            del factories[outer:]
+            if collects:
+                gc.enable()
+                _pausing.discard(me)
 
     def _bind_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Compiled, Sizes]:
         ranks = tuple(map(len, shapes))
@@ -297,19 +319,19 @@ def _broadcasting(ranked: _Ranked, sizes: Sizes) -> Node | None:
     return None
 
 
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Without the cyclic garbage collector inside the block.
+_pausing: set[int] = set()
+"""Threads that will switch the collector on again."""
 
-    Compiling makes hundreds of thousands of objects that all stay; looking them over again and
-    again costs a fifth of the time.
-    """
-    enabled = gc.isenabled()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+
+def _collect_in_child() -> None:
+    """The thread that would switch the collector on again may not be in this process."""
+    if _pausing - {threading.get_ident()}:
+        gc.enable()
+        _pausing.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_collect_in_child)
 
 
 def native_entry(

@@ -1,13 +1,14 @@
 """Counters of what compiling and running has cost this process: `gx.stats()`.
 
-Imports: nothing of graphc (the LLVM back end's counters are read only if it has been loaded).
+Imports: forks (the LLVM back end's counters are read only if it has been loaded).
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 from dataclasses import asdict, dataclass
+
+from graphc.forks import new_lock
 
 
 @dataclass
@@ -19,7 +20,6 @@ class Statistics:
     plans_loaded   programs whose plan came from the cache on disk
     plan_hits      bindings of new sizes that found a compiled plan
     bytes_planned  scratch memory of all plans at the sizes they were first bound to
-    idle_bytes     scratch memory that is kept for the next runs, in arenas of a MiB and more
     kernels, kernel_hits, compile_seconds   the machine-code compiler's own counts
     kernels_loaded  kernels whose code came from the cache on disk
     modules         modules that LLVM compiled: kernels, and the run time's own
@@ -30,7 +30,6 @@ class Statistics:
     plans_loaded: int = 0
     plan_hits: int = 0
     bytes_planned: int = 0
-    idle_bytes: int = 0
     kernels: int = 0
     kernel_hits: int = 0
     compile_seconds: float = 0.0
@@ -39,7 +38,7 @@ class Statistics:
 
 
 counters = Statistics()
-_lock = threading.Lock()
+_lock = new_lock()
 
 
 def count(name: str, amount: int = 1) -> None:
@@ -52,9 +51,6 @@ def stats() -> Statistics:
     """A copy of the counters now."""
     with _lock:
         result = Statistics(**asdict(counters))
-    contexts = sys.modules.get("graphc.backends.llvm.contexts")
-    if contexts is not None:
-        result.idle_bytes = contexts.idle_bytes()
     jit = sys.modules.get("graphc.backends.llvm.jit")
     if jit is not None:
         result.kernels = jit.stats.kernels
