@@ -60,12 +60,15 @@ class RunOptions:
     nan_guard  fail with NonFiniteError, changing nothing, where a fetch or an update is not finite
     trace      a gx.Trace that collects the time of each step; the run then uses one thread
     memory_budget  scratch memory it may use, in bytes or as '512MB' (None: the session's)
+    debug      first judge every stage of compiling, as `gx.check` does; MiscompiledError if one is
+               wrong.  Slow
     """
 
     threads: int | None = None
     nan_guard: bool = False
     trace: Trace | None = None
     memory_budget: int | str | None = None
+    debug: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "memory_budget", parse_budget(self.memory_budget))

@@ -20,6 +20,7 @@ class Statistics:
     plans_loaded   programs whose plan came from the cache on disk
     plan_hits      bindings of new sizes that found a compiled plan
     bytes_planned  scratch memory of all plans at the sizes they were first bound to
+    idle_bytes     scratch memory that is kept for the next runs, in arenas of a MiB and more
     kernels, kernel_hits, compile_seconds   the machine-code compiler's own counts
     kernels_loaded  kernels whose code came from the cache on disk
     modules         modules that LLVM compiled: kernels, and the run time's own
@@ -30,6 +31,7 @@ class Statistics:
     plans_loaded: int = 0
     plan_hits: int = 0
     bytes_planned: int = 0
+    idle_bytes: int = 0
     kernels: int = 0
     kernel_hits: int = 0
     compile_seconds: float = 0.0
@@ -51,6 +53,9 @@ def stats() -> Statistics:
     """A copy of the counters now."""
     with _lock:
         result = Statistics(**asdict(counters))
+    contexts = sys.modules.get("graphc.backends.llvm.contexts")
+    if contexts is not None:
+        result.idle_bytes = contexts.idle_bytes()
     jit = sys.modules.get("graphc.backends.llvm.jit")
     if jit is not None:
         result.kernels = jit.stats.kernels
