@@ -187,3 +187,27 @@ def test_seeds_do_not_depend_on_what_was_freed() -> None:
                     gc.collect()
             found.append(s.run(orthogonal()((3, 3))))
     np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_code_goes_when_nobody_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphc.backends.llvm import jit
+    from graphc.backends.llvm.image import MappedImage
+
+    def mapped() -> int:
+        gc.collect()
+        return sum(isinstance(o, MappedImage) for o in gc.get_objects())
+
+    monkeypatch.setattr(jit, "KEPT_KERNELS", 3)
+    monkeypatch.setattr(session_module, "CALL_CACHE_SIZE", 4)
+    s, x = started()
+    first = s.make_callable(gx.tanh(x) * 1234.5, [x])
+    wanted = first(X)
+    counts = []
+    for i in range(24):
+        y = gx.exp(x) * (i + 0.25)
+        np.testing.assert_allclose(s.run(y, {x: X}), np.exp(X) * (i + 0.25), rtol=1e-6)
+        counts.append(mapped())
+    assert 0 < max(counts[12:]) == max(counts[:12])
+    for _ in range(40):  # long forgotten by the compiler
+        np.testing.assert_array_equal(first(X), wanted)
+    np.testing.assert_allclose(s.run(gx.tanh(x) * 1234.5, {x: X}), wanted)

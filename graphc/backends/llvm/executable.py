@@ -38,7 +38,7 @@ class LLVMExecutable:
     ) -> None:
         self.plan = plan
         self.names = names  # of the kernels' code
-        self._code = jit  # the functions live as long as the compiler that made them
+        self._code = (jit, list(functions))  # which hold the machine code
         self._tables = PlanTables(plan, functions, default_workers())
         self._atoms = self._tables.atoms
         self._bound: dict[tuple[int | None, ...], Bound] = {}

@@ -51,16 +51,37 @@ stats = CompileStats()
 _DECLARED = re.compile(r'^declare .*?@"?([\w.$]+)"?\(', re.MULTILINE)
 
 
+KEPT_KERNELS = 1024
+"""Kernels a compiler knows, in use or not; of more, it forgets those it was asked for first."""
+
+
+class Address(int):
+    """Where a function is; it is there for as long as this object."""
+
+    code: Any  # what holds the machine code in memory
+
+    @classmethod
+    def of(cls, value: int, code: Any) -> Address:
+        """This address, in memory that `code` holds."""
+        made = cls(value)
+        made.code = code
+        return made
+
+
 class JIT:
-    """Compiles for one target and keeps what it compiled for as long as it lives."""
+    """Compiles for one target.
+
+    What `compile_text` made is there for as long as the compiler; a kernel also for as long as
+    somebody holds its address.
+    """
 
     def __init__(self, target: Target | None = None) -> None:
         self.target = target or Target()
         self.cache = ObjectCache(self.target)
-        self._addresses: dict[str, int] = {}
-        self._code: list[Any] = []  # what holds machine code in memory
+        self._addresses: dict[str, Address] = {}
+        self._texts: list[Address] = []
 
-    def compile_text(self, text: str, names: Iterable[str]) -> dict[str, int]:
+    def compile_text(self, text: str, names: Iterable[str]) -> Mapping[str, int]:
         """The addresses of the named functions of a module; raises CompileError if it is wrong."""
         names = list(names)
         with compile_lock:
@@ -74,6 +95,7 @@ class JIT:
                 self.cache.keep_module(text, unit)
                 stats.modules += 1
             stats.llvm_seconds += time.perf_counter() - started
+            self._texts += addresses.values()
         return addresses
 
     def compile_kernels(
@@ -99,7 +121,7 @@ class JIT:
                 new = {name: kernel for name, kernel in new.items() if name not in self._addresses}
             if new:
                 self._compile_new(new, threads or compile_threads())
-            return [self._addresses[name] for name in names]
+            return self._known(names)
 
     def load_kernels(self, names: Sequence[str], batches: Sequence[bytes]) -> list[int] | None:
         """The address of each kernel, which some process has compiled into these batches.
@@ -113,7 +135,15 @@ class JIT:
             if not all(name in self._addresses for name in names):
                 return None
             stats.cache_hits += len(names) - len(new)
-            return [self._addresses[name] for name in names]
+            return self._known(names)
+
+    def _known(self, names: Sequence[str]) -> list[int]:
+        """The addresses of these kernels, which are the last to be forgotten from now on."""
+        found = {name: self._addresses.pop(name) for name in dict.fromkeys(names)}
+        self._addresses.update(found)
+        while len(self._addresses) > max(KEPT_KERNELS, len(found)):
+            del self._addresses[next(iter(self._addresses))]
+        return [found[name] for name in names]
 
     def _load_kept(self, units: Mapping[str, Unit]) -> None:
         found = self._load(list(units.values()), units) if units else None
@@ -147,7 +177,7 @@ class JIT:
 
     def _load_new(
         self, objects: Sequence[bytes], names: Sequence[str]
-    ) -> tuple[dict[str, int], Sequence[Unit]]:
+    ) -> tuple[dict[str, Address], Sequence[Unit]]:
         """Put object files into memory: where the named functions are, and what to keep."""
         units: Sequence[Unit] = objects
         with contextlib.suppress(NotLinkable):
@@ -155,7 +185,7 @@ class JIT:
         found = self._load(units, names)
         return (self._load_by_llvm(objects, names) if found is None else found), units
 
-    def _load(self, units: Sequence[Unit], names: Iterable[str]) -> dict[str, int] | None:
+    def _load(self, units: Sequence[Unit], names: Iterable[str]) -> dict[str, Address] | None:
         """Put code into memory; the addresses of the named functions, or None if that failed."""
         images = [unit for unit in units if isinstance(unit, Image)]
         objects = [unit for unit in units if isinstance(unit, bytes)]
@@ -173,18 +203,16 @@ class JIT:
         }
         if not all(name in places for name in names):
             return None
-        self._code.append(mapped)
-        return {name: places[name] for name in names}
+        return {name: Address.of(places[name], mapped) for name in names}
 
-    def _load_by_llvm(self, objects: Sequence[bytes], names: Iterable[str]) -> dict[str, int]:
+    def _load_by_llvm(self, objects: Sequence[bytes], names: Iterable[str]) -> dict[str, Address]:
         llvm = binding()
         with compile_lock:
             engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self.target.new_machine())
             for data in objects:
                 engine.add_object_file(llvm.ObjectFileRef.from_data(data))
             engine.finalize_object()
-            self._code.append(engine)
-            return {name: int(engine.get_function_address(name)) for name in names}
+            return {n: Address.of(int(engine.get_function_address(n)), engine) for n in names}
 
 
 def kernel_name(key: str) -> str:
