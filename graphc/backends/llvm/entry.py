@@ -43,8 +43,11 @@ CASE_BYTES = 1 << 20
 LONG_WORK = 16384
 """Element operations, some tens of microseconds, from which a run lets other threads go on."""
 
-MOST_WORK = 1 << 24
-"""Element operations, some milliseconds, from which the cost of a call no longer shows."""
+MOST_WORK = 1 << 22
+"""Element operations, some milliseconds, from which the cost of a call no longer shows.
+
+What a native entry runs does not look for signals, so it must be over soon.
+"""
 
 STEP_WORK = 64
 """What starting a step costs, in element operations."""
