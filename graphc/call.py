@@ -13,7 +13,7 @@ import numpy as np
 from graphc import feeds
 from graphc.execution import Entry, native_entry
 from graphc.fetches import Fetch
-from graphc.node import Tensor
+from graphc.node import Node, Tensor
 
 if TYPE_CHECKING:
     from graphc.backends.llvm.entry import NativeEntry
@@ -63,6 +63,8 @@ class Call:
     def record_of(self, fetches: Any) -> Record | None:
         """What the native `run` recognises it by, written like this; None where it cannot."""
         kind = type(fetches)
+        if not (kind is list or kind is tuple or isinstance(fetches, (Tensor, Node))):
+            return None
         record = self.records.get(kind)
         if record is None and self.native_entry and not any(again for _, again in self.picks):
             from graphc.backends.llvm.run_table import Record

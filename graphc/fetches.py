@@ -6,7 +6,7 @@ Imports: foreign, graph, errors.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,29 @@ def flatten_fetches(fetches: Any, graph: Graph) -> tuple[list[Fetch], Rebuild]:
     except RecursionError:
         raise FetchTypeError("cannot fetch a structure that contains itself") from None
     return flat, build
+
+
+def items_of(fetches: Any) -> Iterable[Any]:
+    """The fetches one level down in a nest; in a nest that is no deeper, they are all."""
+    if isinstance(fetches, (list, tuple)):
+        return fetches
+    return fetches.values() if type(fetches) is dict else (fetches,)
+
+
+def put_back(fetches: Any, values: list[Any]) -> Any:
+    """The values of `items_of(fetches)` in the form of the nest."""
+    kind = type(fetches)
+    if kind is list:
+        return values
+    if kind is tuple:
+        return tuple(values)
+    if kind is dict:
+        return dict(zip(fetches, values, strict=True))
+    if isinstance(fetches, (list, tuple)):
+        if hasattr(fetches, "_fields"):
+            return kind(*values)
+        return values if isinstance(fetches, list) else tuple(values)
+    return values[0]
 
 
 def _flatten(item: Any, graph: Graph, flat: list[Fetch]) -> Rebuild:

@@ -128,8 +128,10 @@ class Function(NativeSelf):
         if native is not None:
             native.entry.require(*gate)
             if self._form is None:
-                if not kwargs:
-                    return self._rebuild(native.function(*args))
+                if "out" not in kwargs or "out" in self._parameters.positions:
+                    complete = not kwargs and len(args) == len(self._inputs)
+                    values = args if complete else self._parameters.bound(args, kwargs)
+                    return self._rebuild(native.function(*values))
             elif len(args) != len(self._inputs) or kwargs.keys() - {"out"}:
                 return self._run_bound(args, kwargs)
         return self._run(session, args, kwargs)

@@ -36,7 +36,16 @@ from graphc.errors import (
     SessionClosedError,
 )
 from graphc.execution import COMPILERS, Entry, RunOptions
-from graphc.fetches import Fetch, Rebuild, flatten_fetches, form_of, require_out, write_out
+from graphc.fetches import (
+    Fetch,
+    Rebuild,
+    flatten_fetches,
+    form_of,
+    items_of,
+    put_back,
+    require_out,
+    write_out,
+)
 from graphc.forks import new_rlock
 from graphc.graph import Graph, GraphKeys, get_default_graph
 from graphc.late_program import LateProgram
@@ -144,9 +153,7 @@ class Session(NativeSelf):
         If anything fails no variable changes.  Raises FeedError, FetchError, UninitializedError,
         ShapeError, MemoryBudgetError or RunError; every message names the user's line.
         """
-        kind = type(fetches)
-        several = kind is list or kind is tuple
-        fetched = tuple(map(id, fetches)) if several else (id(fetches),)
+        fetched = tuple(map(id, items_of(fetches)))
         if not (feed_dict is None or type(feed_dict) is dict or isinstance(feed_dict, Mapping)):
             raise FeedTypeError(f"feed_dict is a dict of values by tensor, not {feed_dict!r:.60}")
         fed = tuple(map(id, feed_dict)) if feed_dict else ()
@@ -154,20 +161,19 @@ class Session(NativeSelf):
         budget = self.memory_budget if options is None else self._budget(options)
         call = self._calls.get((fetched, fed, guard, budget))
         values = feed_dict.values() if feed_dict else ()
+        rebuild = None
         if call is None:
             call, rebuild = self._new_call(fetches, feed_dict, options)
-            return rebuild(self._run_call(call, values, options))
         if call.native is not None and options is None:
             call.used = next(self._clock)
-            self._recognise(call, fetches)
+            if rebuild is None:
+                self._recognise(call, fetches)
             out = call.native(*values)
             if not call.straight:
                 out = call.values(out)
         else:
             out = self._run_call(call, values, options)
-        if several:
-            return out if kind is list else tuple(out)
-        return out[0]
+        return put_back(fetches, out) if rebuild is None else rebuild(out)
 
     def make_callable(
         self, fetches: Any, feed_list: Sequence[Any] = (), options: RunOptions | None = None

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -136,6 +136,44 @@ def test_other_ways_to_ask_go_on_as_before() -> None:
     np.testing.assert_array_equal(s.run(y, {x: X}, gx.RunOptions(threads=1)), wanted)
     assert s.run([], {x: X}) == []
     assert s.run((), {x: X}) == ()
+
+
+class Pair(NamedTuple):
+    """Two fetches."""
+
+    first: Any
+    second: Any
+
+
+class Listed(list[Any]):
+    """A list of another type."""
+
+
+FORMS: list[Callable[[Any, Any], Any]] = [
+    lambda a, b: {"a": a, "b": b},
+    Pair,
+    lambda a, b: Listed([a, b]),
+    lambda a, b: OrderedDict([("b", b), ("a", a)]),
+    lambda a, b: [a, {"b": (b, a)}],
+    lambda a, b: {"a": [a], "b": {}},
+    lambda a, b: Pair((a,), [b]),
+    lambda a, b: {"a": a},
+    lambda a, b: [],
+]
+
+
+@pytest.mark.parametrize("number", range(len(FORMS)))
+def test_forms_of_fetches(number: int) -> None:
+    s, x, y = affine()
+    total = gx.sum(y)
+    nest = FORMS[number](y, total)
+    wanted = FORMS[number](X * 2 + 1, np.float32(100))
+    for fetches in (nest, [y, total], (y, total), y, nest):
+        for _ in range(HOT):
+            made = s.run(fetches, {x: X})
+        if fetches is nest:
+            assert type(made) is (list if type(nest) is Listed else type(nest))
+            np.testing.assert_equal(made, wanted)
 
 
 def test_a_fetch_twice_is_two_arrays() -> None:
@@ -385,7 +423,8 @@ def test_functions_run_no_python(python: PythonCalls, graph: gx.Graph) -> None:
 def test_names_and_defaults(python: PythonCalls) -> None:
     x = gx.placeholder("f32", (None,), name="x")
     k = gx.placeholder("f32", (), name="k")
-    f = gx.function([x, gx.In(k, value=np.float32(3))], x * k)
+    inputs = [x, gx.In(k, value=np.float32(3))]
+    f, g = gx.function(inputs, x * k), gx.function(inputs, {"y": x * k})
     two = np.array(2, "f4")
     out = np.zeros(10, "f4")
     ways: list[tuple[Callable[[], Any], float]] = [
@@ -396,6 +435,9 @@ def test_names_and_defaults(python: PythonCalls) -> None:
         (lambda: f(X, two, out=out), 2),
         (lambda: f(X), 3),
         (lambda: f(x=X, out=out), 3),
+        (lambda: g(X)["y"], 3),
+        (lambda: g(k=two, x=X)["y"], 2),
+        (lambda: g(X, two)["y"], 2),
     ]
     for _ in range(HOT):
         for way, factor in ways:
