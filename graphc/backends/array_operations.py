@@ -130,6 +130,19 @@ REDUCE: dict[str, Callable[[Array], Array]] = {
     "argmin": lambda x: x.argmin(-1),
 }
 
+
+def _running_best(x: Array, best: Callable[..., Array]) -> Array:
+    """After each step the first position of the best element so far; NaN is best."""
+    so_far = best(x, -1)
+    before = so_far[..., :-1]
+    better = before != so_far[..., 1:]
+    if x.dtype.kind == "f":
+        better &= ~(np.isnan(before) & np.isnan(so_far[..., 1:]))
+    found = np.zeros(x.shape, np.int64)
+    found[..., 1:] = np.where(better, np.arange(1, x.shape[-1]), 0)
+    return np.maximum.accumulate(found, -1)
+
+
 RUNNING: dict[str, Callable[[Array], Array]] = {
     "sum": lambda x: np.cumsum(x, -1, dtype=x.dtype),
     "prod": lambda x: np.cumprod(x, -1, dtype=x.dtype),
@@ -137,4 +150,6 @@ RUNNING: dict[str, Callable[[Array], Array]] = {
     "min": lambda x: np.minimum.accumulate(x, -1),
     "any": lambda x: np.logical_or.accumulate(x, -1),
     "all": lambda x: np.logical_and.accumulate(x, -1),
+    "argmax": lambda x: _running_best(x, np.maximum.accumulate),
+    "argmin": lambda x: _running_best(x, np.minimum.accumulate),
 }
