@@ -4,7 +4,7 @@
     after:   dx3 dw3 dx2 dw2 dx1 dw1        each dies as soon as both have used it
 
 A greedy list scheduler: among the steps that are ready it runs the one that frees most and
-allocates least.  The result is kept only if its estimated peak is below that of the order given.
+allocates least.  The result is kept only if it has fewer bytes alive than the order given.
 Steps that overwrite a variable wait for its readers and for run-time checks, where they can, so
 that memory planning can update in place.  Keeps: dependencies.  O(n log n).
 Imports: fuse, operands, facts.
@@ -29,24 +29,28 @@ def schedule(
         return given
     facts = facts or Facts()
     greedy = _Scheduler(fusion, given, facts).order()
-    return greedy if peak(fusion, greedy, facts) < peak(fusion, given, facts) else given
+    return min(given, greedy, key=lambda order: bytes_alive(fusion, order, facts))
 
 
-def peak(fusion: Fusion, steps: Sequence[LoweredStep], facts: Facts) -> int:
-    """The most bytes of values made by steps that are alive at once, as estimated."""
+def bytes_alive(fusion: Fusion, steps: Sequence[LoweredStep], facts: Facts) -> tuple[int, int]:
+    """Bytes of values made by steps: the most that are alive at once, and the sum over the steps.
+
+    The peak decides; where it is the same, more can be made again in an order with less alive.
+    """
     last: dict[int, int] = {}
     for i, s in enumerate(steps):
         for v in s.args:
             last[id(v)] = i
     kept = _kept(fusion)
-    alive = most = 0
+    alive = most = total = 0
     for i, s in enumerate(steps):
         made = {id(s.args[w]): s.args[w] for w in s.writes}
         alive += sum(facts.bytes(v) for k, v in made.items() if k not in kept)
         most = max(most, alive)
+        total += alive
         ending = {id(v): v for v in s.args if last[id(v)] == i and id(v) not in kept}
         alive -= sum(facts.bytes(v) for k, v in ending.items() if k in made or _is_made(v, fusion))
-    return most
+    return most, total
 
 
 def _is_made(value: Value, fusion: Fusion) -> bool:
