@@ -46,7 +46,7 @@ def test_random_kernels_mean_the_same(seed: int, monkeypatch: pytest.MonkeyPatch
         np.testing.assert_allclose(c, b, rtol=1e-12, atol=1e-13 * scale, equal_nan=True)
         # roundings decide comparisons of equal numbers, but move little else
         near = np.isclose(d, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
-        assert near.mean() > 0.8
+        assert np.count_nonzero(near) >= 0.8 * near.size
     assert work(kernel, sizes).bytes >= 0
 
 
