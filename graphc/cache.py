@@ -48,12 +48,15 @@ _ABANDONED_AFTER = 3600.0
 _PRUNE_EVERY = 1 << 24
 """Bytes a process writes between two looks at the size of the folder; it looks first thing too."""
 
+_LARGEST = 0.25
+"""The part of the limit that one entry may take, so that it does not push all others out."""
+
 _PRUNE_TO = 0.8
 """The part of the limit that pruning leaves, so that it is not needed again at once."""
 
 
-def digest(*parts: bytes | str) -> bytes:
-    """A key that follows from these parts, each with its length."""
+def digest(*parts: bytes | str | memoryview) -> bytes:
+    """A key that follows from these parts, each with its length; memory is taken as bytes."""
     state = blake2b(digest_size=KEY_BYTES)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -102,7 +105,7 @@ class Cache:
     def write(self, kind: str, key: bytes, contents: bytes) -> bool:
         """Keep an entry; False where that is not possible, which is no error."""
         size = _HEADER.size + len(contents)
-        if size > self.limit:
+        if size > _LARGEST * self.limit:
             return False
         if not os.path.isdir(self.folder):
             _make_folder(self.folder)
@@ -295,6 +298,15 @@ def open_cache() -> Cache | None:
     if found is None:
         found = _opened.setdefault(where, Cache(*where))
     return found
+
+
+def cache_text() -> str:
+    """Where the cache is, or why there is none."""
+    cache = open_cache()
+    if cache is None:
+        return "off"
+    refusal = cache.refusal() if os.path.lexists(cache.folder) else ""
+    return f"{cache.folder}, not used: {refusal}" if refusal else cache.folder
 
 
 def total_bytes(entries: Iterable[Entry]) -> int:

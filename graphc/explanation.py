@@ -14,6 +14,7 @@ import numpy as np
 
 from graphc import compiler
 from graphc.budget import Budget, parse_budget
+from graphc.cache import cache_text
 from graphc.compile_profile import (
     CompileProfile,
     compile_kernels,
@@ -67,6 +68,7 @@ class Explanation:
         if self.reasons:
             parts.append("== specialised ==\n" + "\n".join(self.reasons) + "\n")
         parts.append(f"== time ==\n{self.profile}\n")
+        parts.append(f"== cache ==\n{cache_text()}\n")
         return "\n".join(parts)
 
     def peak_formula(self) -> str:

@@ -204,7 +204,8 @@ class ProgramKey:
 
     def _array(self, value: ConstantValue) -> tuple[int, ...]:
         array_ = value.array
-        self._bytes.append(digest(array_.tobytes()))
+        flat = array_.reshape(-1)
+        self._bytes.append(digest(flat.view("u1").data if flat.size else b""))
         return (*array_.shape, self._named(array_.dtype.str))
 
 

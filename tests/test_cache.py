@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import graphc as gx
 from graphc import cache as cache_module
 from graphc import fingerprint as fingerprint_module
 from graphc.cache import Cache, digest, open_cache
@@ -198,6 +199,20 @@ def test_a_first_write_prunes_what_earlier_processes_left(cache: Cache, folder: 
 
 def test_nothing_larger_than_the_limit_is_written(folder: Path) -> None:
     assert not Cache(str(folder), 1000).write("plan", KEY, bytes(1000))
+    assert not Cache(str(folder), 1000).write("plan", KEY, bytes(200))
+    assert Cache(str(folder), 1000).write("plan", KEY, bytes(180))
+
+
+def test_explain_says_where_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said() -> str:
+        return str(gx.explain(gx.constant([1.0]) * 2)).split("== cache ==\n")[1]
+
+    assert said() == "off\n"
+    monkeypatch.setenv("GRAPHC_CACHE", str(folder))
+    assert said() == f"{folder}\n"
+    folder.parent.mkdir()
+    folder.write_text("")
+    assert said() == f"{folder}, not used: it is not a folder\n"
 
 
 def test_clearing_leaves_files_of_others_alone(cache: Cache, folder: Path) -> None:

@@ -8,6 +8,7 @@ what the kernels are.  All is for one target; see `Target.identity`.  Imports: t
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterable, Mapping
 from typing import Union
 
@@ -25,6 +26,9 @@ _PREFIX_BYTES = 8
 _LISTS_READ = 2000
 """How many batches are looked through for a kernel; those used last come first."""
 
+_LOOK_AGAIN = 5.0
+"""Seconds before the folder is listed again for what other processes have added."""
+
 
 class ObjectCache:
     """What is kept of the code for one target; nothing where the target has no identity."""
@@ -33,6 +37,7 @@ class ObjectCache:
         self.target = target
         self._batches: dict[str, bytes] = {}  # name of a kernel -> key of a batch that has it
         self._lists: set[bytes] = set()
+        self._looked = -_LOOK_AGAIN
 
     def _cache(self) -> Cache | None:
         cache = open_cache()
@@ -105,6 +110,10 @@ class ObjectCache:
 
     def _read_lists(self, cache: Cache) -> None:
         """Learn what batches for this target hold; those seen before are not read again."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_AGAIN:
+            return
+        self._looked = now
         assert self.target.identity is not None
         prefix = self.target.identity[:_PREFIX_BYTES]
         keys = [key for key in cache.keys("names") if key.startswith(prefix)]
