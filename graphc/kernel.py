@@ -292,10 +292,12 @@ class Cut:
     code      what the code is written for: its own business
     numbers   what the code can also read at run time, so that contractions that differ in nothing
               else can share a kernel
+    most      for each of the numbers the largest it may be; () if the numbers are known
     """
 
     code: tuple[Any, ...]
     numbers: tuple[DimLike, ...]
+    most: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,9 @@ class _Family:
         def changed(part: Any) -> Any:
             if isinstance(part, Dim):
                 return names[part]
+            if isinstance(part, Cut):
+                numbers = tuple(names[n] for n in part.numbers if isinstance(n, Dim))
+                return Cut(part.code, numbers, tuple(map(self._largest, numbers)))
             if isinstance(part, Expr) and part.op == "const" and isinstance(part.value, Expr):
                 return part.value
             return None
@@ -233,6 +236,12 @@ class _Family:
 
     def sizes(self, member: int) -> tuple[DimLike, ...]:
         return tuple(self.columns[d][member] for d in self._sizes)
+
+    def _largest(self, number: DimLike) -> int:
+        """Of what a number of a cut is in the members."""
+        if isinstance(number, int):
+            return number
+        return max(n for n in self.columns[number] if isinstance(n, int))
 
     def _common(self, places: Sequence[_Place]) -> DimLike | Expr:
         """What stands for a number: itself if it is the same in all members, else a size."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from graphc.backends.codegen.contract_access import (
     Group,
@@ -146,11 +147,10 @@ def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
     """The tiling that a kernel carries."""
     swapped, pack_left, pack_right, tile_rows, vectors, half, skips, few_rows = cut.code
     block_rows, block_cols, depth, spread = cut.numbers
+    most: Any = cut.most or cut.numbers
     _, m, n, _ = groups(c)
     rows, cols, left, right = (n, m, c.b, c.a) if swapped else (m, n, c.a, c.b)
     lanes = target.lanes(c.dtype.itemsize)
-    room = (*_room(tile_rows, vectors * lanes, c.dtype.itemsize), DEPTH)
-    known = zip((block_rows, block_cols, depth), room, strict=True)
     return Tiling(
         _guards_first(left, rows) if skips else rows,
         cols,
@@ -165,7 +165,7 @@ def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
         block_cols,
         depth,
         spread,
-        tuple(n if isinstance(n, int) else most for n, most in known),  # type: ignore[arg-type]
+        most[:3],
         half,
         skips,
         few_rows,

@@ -148,7 +148,8 @@ class _LoopNest:
     def _units(self) -> int:
         """Vectors per step of the unmasked loop."""
         stages = self.kernel.stages
-        if any(self.numbering.weight(i) > _CHEAP for i in self.all):
+        # a check is much text, and takes longer than the loop around it
+        if self.kernel.checks or any(self.numbering.weight(i) > _CHEAP for i in self.all):
             return 1
         # Each lane of a strided access keeps a cache line busy, and lines a power of two apart
         # compete for few places: more than LANES of them evict each other.
@@ -165,30 +166,41 @@ class _LoopNest:
     def _vector(self, start: str, stop: str, known: int) -> None:
         """The parallel vector axis from start to stop: whole steps, then a masked tail, if there
         can be one: `known` divides the distance."""
-        f = self.f
+        f, at = self.f, start
+        for units in self._steps(stop, known):
+            whole = stop if known % (LANES * units) == 0 else self._whole(at, stop, LANES * units)
+            if whole != at:
+                loop = f.open_loop(at, whole, LANES * units)
+                self._body(loop.index, units)
+                f.close_loop(loop)
+            at = whole
+            if at == stop:
+                return
+        loop = f.open_loop(at, stop, LANES)
+        self.values.mask = self.stages.tail_mask(f.sub(stop, loop.index))
+        self._body(loop.index, 1)
+        self.values.mask = None
+        f.close_loop(loop)
+
+    def _steps(self, stop: str, known: int) -> list[int]:
+        """Vectors per step of the unmasked loops up to `stop`, one after the other.
+
+        A reduction that takes fewer vectors at a time reads its rows more often: it halves.
+        """
         units = self._units()
-        step = LANES * units
-        if start == "0" and stop.isdigit():
-            while units > 1 and int(stop) < step:
-                units //= 2
-                step = LANES * units
-            full = str(int(stop) // step * step)
-        elif known % step == 0:
-            full = stop
-        else:
-            span = f.smax(f.sub(stop, start), 0)
-            full = f.add(start, f.value(f"and i64 {span}, {-step}"))
-        if full != start:
-            loop = f.open_loop(start, full, step)
-            self._body(loop.index, units)
-            f.close_loop(loop)
-        if full != stop:
-            loop = f.open_loop(full, stop, LANES)
-            if known % LANES:
-                self.values.mask = self.stages.tail_mask(f.sub(stop, loop.index))
-            self._body(loop.index, 1)
-            self.values.mask = None
-            f.close_loop(loop)
+        while units > 1 and stop.isdigit() and int(stop) < LANES * units:
+            units //= 2
+        if known % LANES:
+            return [units]
+        reduces = any(stage.accs for stage in self.kernel.stages)
+        return [u for u in (4, 2, 1) if u == units or u == 1 or (reduces and u < units)]
+
+    def _whole(self, start: str, stop: str, step: int) -> str:
+        """Where the last whole step from start on ends."""
+        if start.isdigit() and stop.isdigit():
+            return str(int(start) + (int(stop) - int(start)) // step * step)
+        span = self.f.smax(self.f.sub(stop, start), 0)
+        return self.f.add(start, self.f.value(f"and i64 {span}, {-step}"))
 
     def _body(self, index: str, units: int) -> None:
         self.values.enter({self.kernel.vec: index}, self.all)
