@@ -3,20 +3,18 @@
 Every kernel is a module of its own, named by its content, so that modules are compiled side by side
 and their object code does not depend on what else a plan holds.  Compiling happens under one lock;
 calls may come from any thread.  What the cache on disk has is not compiled.
-Imports: object_code, object_cache, image, signature, codegen, kernel, errors.
+Imports: object_code, object_cache, image, signature, codegen, kernel, threads, errors.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graphc import flags
 from graphc.backends.codegen.text import FunctionText
 from graphc.backends.llvm.image import Image, MappedImage, NotLinkable, joined, link
 from graphc.backends.llvm.object_cache import ObjectCache, Unit
@@ -26,6 +24,7 @@ from graphc.backends.llvm.target import Target, binding, compile_lock, has_symbo
 from graphc.cache import digest
 from graphc.errors import CompileError
 from graphc.kernel import Contraction, Kernel
+from graphc.threads import default_threads, limit
 
 
 @dataclass
@@ -229,9 +228,8 @@ def kernel_names(kernels: Sequence[Kernel]) -> list[str]:
 
 
 def compile_threads() -> int:
-    """Threads that compiling may use where no one says: GRAPHC_THREADS, or the cores available."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return flags.THREADS.value or (len(allowed(0)) if allowed else os.cpu_count() or 1)
+    """Threads that compiling may use where no one says: as many as a run may."""
+    return min(default_threads(), limit())
 
 
 def emit(kernel: Kernel, name: str) -> FunctionText:
