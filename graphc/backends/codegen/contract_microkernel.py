@@ -116,19 +116,32 @@ def _sum_runs(f: FunctionText, t: Tile, a: str, b: str, runs: Runs, sums: list[s
 
 
 def _sum_steps(f: FunctionText, t: Tile, a: str, b: str, steps: str, sums: list[str]) -> list[str]:
-    """Add consecutive steps of k."""
+    """Add consecutive steps of k.
+
+    Two at a time pays where little is done in a step; B in place waits for memory anyway.
+    """
+    if t.b_masks:
+        return _add_steps(f, t, (a, b), ("0", steps), 1, sums)[2:]
     unrolled = f.value(f"and i64 {steps}, {-UNROLL}")
-    pointers = [("ptr", a), ("ptr", b)]
-    loop = f.open_loop(0, unrolled, UNROLL, [*pointers, *_typed(t, sums)])
+    a, b, *sums = _add_steps(f, t, (a, b), ("0", unrolled), UNROLL, sums)
+    return _add_steps(f, t, (a, b), (unrolled, steps), 1, sums)[2:]
+
+
+def _add_steps(
+    f: FunctionText,
+    t: Tile,
+    at: tuple[str, str],
+    steps: tuple[str, str],
+    unroll: int,
+    sums: list[str],
+) -> list[str]:
+    """Add steps of k from one number to another, `unroll` at a time: where A and B go on, sums."""
+    loop = f.open_loop(*steps, unroll, [("ptr", at[0]), ("ptr", at[1]), *_typed(t, sums)])
     a, b, sums = loop.carried[0], loop.carried[1], loop.carried[2:]
-    for u in range(UNROLL):
+    for u in range(unroll):
         sums = _step(f, t, f.offset(a, u * t.a_step), f.offset(b, f.mul(u, t.b_step)), sums)
-    following = [f.offset(a, UNROLL * t.a_step), f.offset(b, f.mul(UNROLL, t.b_step))]
-    a, b, *sums = f.close_loop(loop, [*following, *sums])
-    loop = f.open_loop(unrolled, steps, 1, [("ptr", a), ("ptr", b), *_typed(t, sums)])
-    a, b, sums = loop.carried[0], loop.carried[1], loop.carried[2:]
-    sums = _step(f, t, a, b, sums)
-    return f.close_loop(loop, [f.offset(a, t.a_step), f.offset(b, t.b_step), *sums])[2:]
+    following = [f.offset(a, unroll * t.a_step), f.offset(b, f.mul(unroll, t.b_step))]
+    return f.close_loop(loop, [*following, *sums])
 
 
 def _places(t: Tile) -> list[tuple[int, int]]:

@@ -181,4 +181,7 @@ def _cast(f: FunctionText, x: str, source: DType, target: DType) -> str:
         instruction = "sext" if source.is_signed else "zext"
     else:
         instruction = "trunc"
+    one = f.uniform(x)
+    if one is not None:  # LLVM would convert lane by lane
+        return f.splat(b, f.value(f"{instruction} {a} {one} to {b}"))
     return f.value(f"{instruction} {vector(a)} {x} to {vector(b)}")

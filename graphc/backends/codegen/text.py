@@ -119,6 +119,7 @@ class FunctionText:
         self.bases: list[str] = []
         self._count = 0
         self._known = _Known()
+        self._splats: dict[str, str] = {}
 
     # ---- lines, names, blocks
 
@@ -259,8 +260,19 @@ class FunctionText:
     def splat(self, scalar: str, value: str, lanes: int = LANES) -> str:
         """A vector with every lane equal to a scalar value (which may be a literal)."""
         t = f"<{lanes} x {scalar}>"
-        one = self.value(f"insertelement {t} poison, {scalar} {value}, i32 0")
-        return self.value(f"shufflevector {t} {one}, {t} poison, <{lanes} x i32> zeroinitializer")
+        if _is_number(value):
+            made = f"splat ({scalar} {value})"
+        else:
+            one = self.value(f"insertelement {t} poison, {scalar} {value}, i32 0")
+            made = self.value(
+                f"shufflevector {t} {one}, {t} poison, <{lanes} x i32> zeroinitializer"
+            )
+        self._splats[made] = value
+        return made
+
+    def uniform(self, x: str) -> str | None:
+        """The scalar a vector was made of by `splat`; None for other vectors."""
+        return self._splats.get(x)
 
     def intrinsic(self, name: str, scalar: str, *operands: str, lanes: int = LANES) -> str:
         """Call `llvm.<name>` on vectors of one type, giving the same type."""
