@@ -42,7 +42,7 @@ class LateProgram:
     @property
     def writes(self) -> bool:
         """Whether the program has updates: a random number advances a counter."""
-        if "resolved" in self.__dict__:
+        if "resolved" in self.__dict__ or not self.takes_placeholders:
             return bool(self.resolved.updates)
         return any(n.op.name == "assign" or n.kind == "random" for n in self.order())
 
