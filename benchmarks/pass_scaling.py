@@ -1,10 +1,11 @@
 """How the time of every pass grows with the size of the graph.
 
-    python benchmarks/pass_scaling.py [--limit 1.2] [--layers 250 500 1000]
+    python benchmarks/pass_scaling.py [SHAPE] [--limit 1.2] [--layers 250 500 1000]
 
-Builds residual networks in training of three depths, times each pass from the user's graph to the
-plan, and prints the exponent between the smallest and the largest.  Exits with 1 if one that takes
-a noticeable time grows faster than `--limit`.
+Builds graphs of one shape (by default a residual network in training; or chain, fan, variables) in
+three sizes, times each pass from the user's graph to the plan, and prints the exponent between the
+smallest and the largest.  Exits with 1 if one that takes a noticeable time grows faster than
+`--limit`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import graphc as gx
+from graphc import train
 from graphc.compiler import blocks_of
 from graphc.node import Tensor
 from graphc.passes.fuse import fuse
@@ -39,8 +41,12 @@ REPEATS = 3
 WIDTH = 8
 
 
-def residual_network(layers: int) -> tuple[list[Tensor], list[Tensor]]:
-    """(placeholders, updates) of one step of training."""
+Roots = tuple[list[Tensor], list[Any], list[Any]]
+"""Placeholders, fetches and operations to run."""
+
+
+def residual(layers: int) -> Roots:
+    """One step of training of a residual network."""
     x = gx.placeholder("f32", ("batch", WIDTH), name="x")
     weights = []
     h = x
@@ -52,10 +58,46 @@ def residual_network(layers: int) -> tuple[list[Tensor], list[Tensor]]:
         normal = centred / gx.sqrt(gx.mean(gx.square(centred), axis=0) + 1e-5)
         h = h + gx.maximum(gx.matmul(normal * scale, w), 0)
     gradients = gx.gradients(gx.mean(h * h), weights)
-    return [x], [w.assign_sub(g * 0.1) for w, g in zip(weights, gradients, strict=True)]
+    return [x], [], [w.assign_sub(g * 0.1).op for w, g in zip(weights, gradients, strict=True)]
 
 
-def times(layers: int) -> dict[str, float]:
+def chain(layers: int) -> Roots:
+    """The second derivative of a chain of elementwise operators."""
+    x = h = gx.placeholder("f32", ("batch", WIDTH), name="x")
+    for _ in range(layers):
+        h = gx.tanh(h)
+    first = gx.gradients(gx.sum(h), [x])
+    return [x], gx.gradients(gx.sum(first[0]), [x]), []
+
+
+def fan(layers: int) -> Roots:
+    """Many tensors from one and one from many, forward and backward."""
+    x = gx.placeholder("f32", ("batch", WIDTH), name="x")
+    wide = gx.concat([gx.exp(x * float(i)) for i in range(layers)], 1)
+    total = gx.add_n(gx.split(wide, layers, 1))
+    return [x], gx.gradients(gx.sum(gx.square(total)), [x]), []
+
+
+def variables(layers: int) -> Roots:
+    """A step of Adam on many variables, ordered behind as many updates of others."""
+    made = [gx.Variable(np.ones(WIDTH, np.float32)) for _ in range(layers)]
+    counts = [gx.Variable(np.zeros(1, np.float32), trainable=False) for _ in range(layers)]
+    loss = gx.add_n([gx.sum(gx.square(v)) for v in made])
+    with gx.control_dependencies([c.assign_add([1.0]) for c in counts]):
+        step = train.Adam(0.1).minimize(loss)
+        seen = gx.add_n([c.read_value() for c in counts])
+    return [], [loss, seen], [step]
+
+
+SHAPES: dict[str, Callable[[int], Roots]] = {
+    "residual": residual,
+    "chain": chain,
+    "fan": fan,
+    "variables": variables,
+}
+
+
+def times(shape: Callable[[int], Roots], layers: int) -> dict[str, float]:
     """Seconds of each stage; '' is the number of nodes of the specialised program."""
     found: dict[str, float] = {}
 
@@ -69,8 +111,8 @@ def times(layers: int) -> dict[str, float]:
         return result
 
     gx.reset_default_graph()
-    inputs, updates = timed("build", residual_network, layers)
-    program = timed("resolve_state", resolve_state, [], [u.op for u in updates], inputs)
+    inputs, fetches, targets = timed("build", shape, layers)
+    program = timed("resolve_state", resolve_state, fetches, targets, inputs)
     program = timed("specialise", specialise, program, {})
     found[""] = len(program.order())
     for name, graph_pass in GRAPH_PASSES:
@@ -82,17 +124,18 @@ def times(layers: int) -> dict[str, float]:
     return found
 
 
-def best(layers: int) -> dict[str, float]:
-    runs = [times(layers) for _ in range(REPEATS)]
+def best(shape: Callable[[int], Roots], layers: int) -> dict[str, float]:
+    runs = [times(shape, layers) for _ in range(REPEATS)]
     return {name: min(r[name] for r in runs) for name in runs[0]}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("shape", nargs="?", choices=SHAPES, default="residual")
     parser.add_argument("--limit", type=float, default=1.2)
     parser.add_argument("--layers", type=int, nargs="+", default=[250, 500, 1000])
     options = parser.parse_args()
-    rows = [best(n) for n in options.layers]
+    rows = [best(SHAPES[options.shape], n) for n in options.layers]
     nodes = [r.pop("") for r in rows]
     print(f"{'pass':<18}" + "".join(f"{int(n):>9,}" for n in nodes) + "   exponent")
     worst = 0.0
