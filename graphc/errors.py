@@ -65,6 +65,10 @@ class RunError(GraphcError, RuntimeError):
     """A fault found while running: the run changed nothing."""
 
 
+class RunTimeoutError(RunError, TimeoutError):
+    """A run that took longer than its `RunOptions.timeout`."""
+
+
 class SizeError(RunError, MemoryError):
     """Sizes whose arrays no memory can hold."""
 

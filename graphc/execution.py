@@ -11,6 +11,7 @@ import functools
 import gc
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,8 @@ class RunOptions:
     threads    how many threads it may use (None: the session's)
     nan_guard  fail with NonFiniteError, changing nothing, where a fetch or an update is not finite
     trace      a gx.Trace that collects the time of each step; the run then uses one thread
+    timeout    seconds after which it fails with RunTimeoutError, changing nothing; a run that has
+               begun to write variables by then goes on to its end.  Compiling does not count
     memory_budget  scratch memory it may use, in bytes or as '512MB' (None: the session's)
     debug      first judge every stage of compiling, as `gx.check` does; MiscompiledError if one is
                wrong.  Slow
@@ -69,11 +72,19 @@ class RunOptions:
     trace: Trace | None = None
     memory_budget: int | str | None = None
     debug: bool = False
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "memory_budget", parse_budget(self.memory_budget))
         if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
             raise GraphTypeError(f"threads must be a positive int, not {self.threads!r}")
+        seconds = self.timeout
+        if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
+            raise GraphTypeError(f"timeout must be a positive number of seconds, not {seconds!r}")
+
+    def deadline(self) -> float | None:
+        """What `time.monotonic` says when the time of a run that begins now is over."""
+        return None if self.timeout is None else time.monotonic() + self.timeout
 
 
 @dataclass(frozen=True)
@@ -95,12 +106,13 @@ class Compiled:
         sizes: Sizes,
         threads: int,
         trace: Trace | None = None,
+        deadline: float | None = None,
     ) -> list[Array]:
         """Run once; see backends.base.Executable."""
         if self.guarded is None:
-            return self.executable.run(inputs, state, sizes, threads, trace)
+            return self.executable.run(inputs, state, sizes, threads, trace, deadline)
         try:
-            return self.executable.run(inputs, state, sizes, threads, trace)
+            return self.executable.run(inputs, state, sizes, threads, trace, deadline)
         except NonFiniteError as error:
             values = dict(zip(self.ids, state, strict=True))
             raise nan_guard.located(error, self.guarded, inputs, values, sizes) from None

@@ -145,6 +145,7 @@ class PartsExecutable:
         sizes: Sizes,
         threads: int,
         trace: Trace | None = None,
+        deadline: float | None = None,
     ) -> list[Array]:
         stored = {v.node.id: a for v, a in zip(self._variables, state, strict=True)}
         values = {id(t): a for t, a in zip(self.program.inputs, inputs, strict=True)}
@@ -152,7 +153,7 @@ class PartsExecutable:
         for part in self.parts:
             given = [values[id(t)] for t in part.given]
             own = [stored[v.node.id] for v in part.variables]
-            results = part.executable.run(given, own, sizes, threads, trace)
+            results = part.executable.run(given, own, sizes, threads, trace, deadline)
             values.update((id(t), a) for t, a in zip(part.wanted, results, strict=True))
             for node in part.calls:
                 made = _call(node, [values[id(t)] for t in node.inputs], sizes)

@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 
-from graphc.errors import RunError
+from graphc.errors import RunError, RunTimeoutError
 
 PATIENCE = 0.002
 """Seconds that the turn that waits longest lets others pass."""
@@ -77,25 +77,33 @@ class ReadWriteLock:
         """A turn of this thread, not yet begun."""
         return Turn()
 
-    def read(self, turn: Turn) -> None:
-        """Begin the turn as a reader; raises RunError where this thread is writing."""
+    def read(self, turn: Turn, deadline: float | None = None) -> None:
+        """Begin the turn as a reader; raises RunError where this thread is writing.
+
+        deadline  of `time.monotonic`: RunTimeoutError if the turn has not come by then
+        """
         with self._mutex:
             active = self._active
             if not self._waiting and not (active and active[0].writes):  # the usual case
                 self.free.value = 0
                 active.append(turn)
                 return
-        self._begin(turn, None)
+        if not self._begin(turn, deadline):
+            raise RunTimeoutError(_WAITED)
 
-    def write(self, turn: Turn) -> None:
-        """Begin the turn as the only one; raises RunError where this thread has begun another."""
+    def write(self, turn: Turn, deadline: float | None = None) -> None:
+        """Begin the turn as the only one; raises RunError where this thread has begun another.
+
+        deadline  of `time.monotonic`: RunTimeoutError if the turn has not come by then
+        """
         turn.writes = True
         with self._mutex:
             if not (self._active or self._waiting):
                 self.free.value = self.unwritten.value = 0
                 self._active.append(turn)
                 return
-        self._begin(turn, None)
+        if not self._begin(turn, deadline):
+            raise RunTimeoutError(_WAITED)
 
     def settle(self) -> None:
         """Notice which turns are over, and wake those whose turn it is."""
@@ -124,7 +132,7 @@ class ReadWriteLock:
                 self._publish()
             if deadline is not None and time.monotonic() > deadline:
                 return False
-            bell.acquire(timeout=LOOK_AGAIN)
+            bell.acquire(timeout=LOOK_AGAIN if deadline is None else _until(deadline))
 
     def _may_begin(self, turn: Turn) -> bool:
         if self._active and (turn.writes or self._active[0].writes):
@@ -186,6 +194,12 @@ class ReadWriteLock:
         self._waiting = []
         self._settle()
 
+
+def _until(deadline: float) -> float:
+    return min(LOOK_AGAIN, max(0.0, deadline - time.monotonic()))
+
+
+_WAITED = "the run's timeout was over before other runs had finished with its variables"
 
 _NESTED = "a run was started inside a run of the same session, and one of them writes variables"
 

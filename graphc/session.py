@@ -285,7 +285,8 @@ class Session(NativeSelf):
             results = self.variables.run(compiled, arrays, sizes, self.threads)
         else:
             threads = options.threads or self.threads
-            results = self.variables.run(compiled, arrays, sizes, threads, options.trace)
+            deadline = options.deadline()
+            results = self.variables.run(compiled, arrays, sizes, threads, options.trace, deadline)
         if native is not None:
             writes = bool(compiled.written)
             state = compiled.ids, writes, self.variables

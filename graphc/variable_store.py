@@ -44,23 +44,24 @@ class VariableStore:
         sizes: Sizes,
         threads: int,
         trace: Trace | None = None,
+        deadline: float | None = None,
     ) -> list[Array]:
         """Run a compiled program on this state; raises UninitializedError for what it lacks."""
         if not compiled.variables:
-            return compiled.run(inputs, (), sizes, threads, trace)
+            return compiled.run(inputs, (), sizes, threads, trace, deadline)
         lock = self._lock
         turn = lock.turn()
         try:
             if compiled.written:
-                lock.write(turn)
-                return self._run_writing(compiled, inputs, sizes, threads, trace)
-            lock.read(turn)
+                lock.write(turn, deadline)
+                return self._run_writing(compiled, inputs, sizes, threads, trace, deadline)
+            lock.read(turn, deadline)
             values = self._whole_values()
             try:
                 state = [values[i] for i in compiled.ids]
             except KeyError:
                 raise self._uninitialized(compiled) from None
-            return compiled.run(inputs, state, sizes, threads, trace)
+            return compiled.run(inputs, state, sizes, threads, trace, deadline)
         finally:
             turn.over = True
             lock.settle()
@@ -80,6 +81,7 @@ class VariableStore:
         sizes: Sizes,
         threads: int,
         trace: Trace | None,
+        deadline: float | None,
     ) -> list[Array]:
         values = self._whole_values()
         fresh: dict[int, Array] = {}
@@ -90,7 +92,7 @@ class VariableStore:
                 array = fresh[i] = self._first_storage(compiled, variable)
             state.append(array)
         try:
-            results = compiled.run(inputs, state, sizes, threads, trace)
+            results = compiled.run(inputs, state, sizes, threads, trace, deadline)
         except BaseException as error:
             if fresh and has_committed(error):
                 self._adopt(fresh)

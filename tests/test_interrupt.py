@@ -16,6 +16,7 @@ import pytest
 from hand_written_plans import N, executable, launch, make_plan, sizes, value
 
 import graphc as gx
+from graphc.errors import GraphTypeError, RunTimeoutError
 from graphc.plan import Ref
 from graphc.types import int64
 
@@ -211,3 +212,40 @@ def test_signals_at_any_moment_leave_a_session_in_order(device: str, others: int
     after = session.run(read, fed)
     np.testing.assert_array_equal(after[0], np.full(8, values[1][0] + 1))
     np.testing.assert_array_equal(after[1], np.full(3, values[1][0] + 1))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_timeout_ends_a_run_and_changes_nothing(threads: int) -> None:
+    long = Long(threads)
+    session = long.session
+    expected = long.run(long.small)
+    before = session.run(long.v)
+    limited = gx.RunOptions(timeout=0.2, threads=threads)
+    fetches = [long.y, long.up, long.counter]
+    for _ in range(2):
+        with pytest.raises(RunTimeoutError, match="longer than its timeout"):
+            session.run(fetches, {long.x: long.big}, limited)
+        np.testing.assert_array_equal(session.run(long.v), before)
+    # The same memory serves a run without a limit, and one with a generous limit.
+    assert session.run(long.y, {long.x: long.big}) == 0
+    generous = gx.RunOptions(timeout=float("inf"), threads=threads)
+    assert session.run(fetches, {long.x: long.small}, generous)[0] == expected[0]
+    np.testing.assert_array_equal(session.run(long.v), before + 1 + expected[0])
+
+
+def test_a_timeout_counts_the_wait_for_other_runs() -> None:
+    long = Long(1)
+    thread = threading.Thread(target=lambda: long.run(long.big))
+    thread.start()
+    while long.session.variables._lock.free.value:
+        time.sleep(0.001)
+    with pytest.raises(RunTimeoutError, match="other runs"):
+        long.session.run(long.up, {long.x: long.small}, gx.RunOptions(timeout=0.01))
+    thread.join()
+    np.testing.assert_array_equal(long.session.run(long.v), np.ones(2000))
+
+
+def test_wrong_timeouts_are_refused() -> None:
+    for wrong in (0, -1.0, "soon", float("nan")):
+        with pytest.raises(GraphTypeError, match="positive number of seconds"):
+            gx.RunOptions(timeout=wrong)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.backends.base import mark_committed
+from graphc.backends.base import mark_committed, require_time
 from graphc.dims import Sizes
 from graphc.errors import RunError
 from graphc.node import Node, Tensor
@@ -130,11 +130,14 @@ class ReferenceExecutable:
         sizes: Sizes,
         threads: int,
         trace: Trace | None = None,
+        deadline: float | None = None,
     ) -> list[Array]:
+        require_time(deadline)
         by_node = {v.node.id: a for v, a in zip(self.variables, state, strict=True)}
         fetched, updated = interpret(self.program, inputs, by_node, sizes, trace)
         copies = [np.array(a, order="C") for a in fetched]
         fresh = [np.array(a) for a in updated]
+        require_time(deadline)
         variables = [by_node[v.node.id] for v, _ in self.program.updates]
         _commit(list(zip(variables, fresh, strict=True)))
         return copies

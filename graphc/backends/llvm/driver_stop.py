@@ -10,8 +10,12 @@ from __future__ import annotations
 
 LOOK_SECONDS = 0.05
 
-INTERRUPTED, EXPIRED = 1, 2
-"""What `stop` holds for a run that was ended; 0 while it may be, -1 when it no longer may."""
+EXPIRED_RUN = 3
+"""What `run` returns for a run whose time was up: one more than `stop` holds then.
+
+`stop` holds 0 while a run may be ended, -1 when it no longer may, 1 when a signal handler has ended
+it and 2 when its time was up.
+"""
 
 SYMBOLS = (
     "PyEval_SaveThread",

@@ -2,7 +2,7 @@
 
 A plan is read only.  What a run changes lives in a `Context`, taken from a pool for the length of
 the run, so any number of threads may run one executable at once.  Imports: jit, contexts, tables,
-team, base, plan.
+team, driver_stop, base, plan.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from graphc.backends.base import mark_committed
+from graphc.backends.base import mark_committed, require_time, timed_out
 from graphc.backends.llvm.contexts import IDLE_BYTES, Bound
+from graphc.backends.llvm.driver_stop import EXPIRED_RUN
 from graphc.backends.llvm.jit import JIT, default_jit, kernel_names
 from graphc.backends.llvm.memory import Array
 from graphc.backends.llvm.tables import Context, Layout, PlanTables, default_workers
@@ -51,7 +52,9 @@ class LLVMExecutable:
         sizes: Sizes,
         threads: int,
         trace: Trace | None = None,
+        deadline: float | None = None,
     ) -> list[Array]:
+        require_time(deadline)
         bound = self._bound.get(tuple(map(sizes.get, self._atoms)))
         if bound is None:
             bound = self._bind(sizes)
@@ -62,14 +65,14 @@ class LLVMExecutable:
         except IndexError:
             context = bound.new_context()
         arrays = [*inputs, *state, *outputs]
-        context.enter(arrays)
+        context.enter(arrays, deadline)
         try:
             if trace is None:
                 failed = team().run(context.address, threads)
             else:
                 failed = run_traced(self.plan, bound.layout, context, arrays, trace)
             if failed:
-                raise self._fault(context)
+                raise timed_out() if failed == EXPIRED_RUN else self._fault(context)
         except BaseException as error:
             if context.committed:
                 mark_committed(error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,10 @@ MAX_SIZE = 1 << 56
 
 FAULT_WORDS = 4
 
-_PARALLEL, _STOP, _FIRST_WRITE = 4, 12, 14
+_LONGEST = 1e9
+"""Seconds, thirty years: no run goes on longer."""
+
+_PARALLEL, _ALLOWED, _STOP, _FIRST_WRITE = 4, 11, 12, 14
 
 
 class _Numbers:
@@ -284,12 +288,21 @@ class Context:
         borders = places.end - places.borders
         self._entry = struct.Struct(f"={borders}q")
         self._stop = ctypes.c_int64.from_address(self.address + 8 * _STOP)
+        self._allowed = ctypes.c_int64.from_address(self.address + 8 * _ALLOWED)
+        self._limited = False
         self._borders = table.data[8 * places.borders : 8 * places.end]
 
-    def enter(self, arrays: Iterable[Array]) -> None:
-        """Name the arrays of the next run: inputs, state, outputs, in plan order."""
+    def enter(self, arrays: Iterable[Array], deadline: float | None = None) -> None:
+        """Name the arrays of the next run: inputs, state, outputs, in plan order.
+
+        deadline  when the run fails, as `time.monotonic` says it
+        """
         self._entry.pack_into(self._borders, 0, *map(_BORDER, arrays))
         self._stop.value = 0
+        if deadline is not None or self._limited:
+            left = None if deadline is None else max(deadline - time.monotonic(), 1e-6)
+            self._allowed.value = 0 if left is None else int(1e9 * min(left, _LONGEST))
+            self._limited = deadline is not None
 
     @property
     def committed(self) -> bool:
