@@ -187,7 +187,7 @@ class _General:
         if e.op == "gather":
             access, extent = e.value
             return Expr("gather", e.args, (access, self._number(extent, self._keep.limit)), e.dtype)
-        if e.op == "const" and self._keep is _IN_LOOPS and _is_operand(e):
+        if e.op == "const" and self._keep is not _ALL and _is_operand(e):
             return Expr("const", (), self._put(e.value, dtype=e.dtype), e.dtype)
         return None
 
