@@ -486,19 +486,17 @@ def any_permutation_cancels(p: Patch) -> None:
 # ---- fuse --------------------------------------------------------------------------------------
 
 
-@fault(
-    "fuse", "lower", case=of(lambda x: x - gx.expand_dims(gx.sum(gx.tanh(x), axis=1), 0), (5, 5))
-)
+@fault("fuse", case=of(lambda x: x - gx.expand_dims(gx.sum(gx.tanh(x), axis=1), 0), (5, 5)))
 def a_reduced_value_goes_back_along_another_axis(p: Patch) -> None:
     p.wrap(fuse._Fuser, "_is_broadcast_back", lambda original, self, view, group: True)
 
 
-@fault("fuse", "lower", case=of(lambda x: gx.tanh(x) + gx.transpose(gx.tanh(x)), (5, 5)))
+@fault("fuse", case=of(lambda x: gx.tanh(x) + gx.transpose(gx.tanh(x)), (5, 5)))
 def a_transposed_value_is_fused_as_it_is(p: Patch) -> None:
     p.wrap(fuse._Fuser, "_fits_full", lambda original, self, t, group: True)
 
 
-@fault("fuse", "lower", case=of(both_ways, (5, 5)))
+@fault("fuse", case=of(both_ways, (5, 5)))
 def reductions_over_other_axes_join(p: Patch) -> None:
     def can(original: Any, self: Any, group: Any, x: Any, axes: Any, search: bool) -> bool:
         return group.kind == "loop" and x.dims == group.shape
@@ -506,7 +504,7 @@ def reductions_over_other_axes_join(p: Patch) -> None:
     p.wrap(fuse._Fuser, "_can_reduce", can)
 
 
-@fault("fuse", "lower", case=of(lambda x, y: gx.sum(gx.tanh(x @ y) * 2, axis=0), (4, 5), (5, 6)))
+@fault("fuse", case=of(lambda x, y: gx.sum(gx.tanh(x @ y) * 2, axis=0), (4, 5), (5, 6)))
 def a_value_is_not_stored(p: Patch) -> None:
     def stored(original: Any, self: Any) -> Any:
         found = original(self)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from graphc.debug.values import Difference, Moved, Samples, disagreement
 from graphc.dims import Dim, Sizes, evaluate
 from graphc.kernel import Kernel, sizes_of
 from graphc.node import Tensor
-from graphc.passes.fuse import Fusion
+from graphc.passes.fuse import Fusion, Group
 from graphc.passes.operands import LoweredStep, Partial, Value, value_bytes
 
 Array = np.ndarray[Any, Any]
@@ -89,23 +90,47 @@ def step_buffers(step: LoweredStep, buffers: Buffers, sizes: Sizes) -> list[Arra
 
 
 def check_steps(
-    fusion: Fusion, steps: Sequence[LoweredStep], buffers: Buffers, sizes: Sizes
+    fusion: Fusion,
+    steps: Sequence[LoweredStep],
+    buffers: Buffers,
+    sizes: Sizes,
+    explain: Callable[[Finding, Group], Finding] | None = None,
 ) -> None:
-    """Raise FoundError at the first lowered step that gives other values than its operators."""
+    """Raise FoundError at the first lowered step that gives other values than its operators.
+
+    explain  looks closer at a finding about a kernel of a group
+    """
     made: set[int] = set()
     for step in steps:
         judge = Judge("lower", step, buffers, sizes)
         for j, value in enumerate(step.args):
             computed = not isinstance(value, Tensor) or id(value) in fusion.group_of
             if j not in step.writes and computed and id(value) not in made:
-                raise judge.found(f"it reads {_name(value)}, which no kernel before it has made")
-        judge.run(step.kernel, kernel_sizes(step.kernel, sizes))
+                error = judge.found(f"it reads {_name(value)}, which no kernel before it has made")
+                unstored = isinstance(value, Tensor) and id(value) not in fusion.stored
+                raise FoundError(replace(error.finding, stage="fuse")) if unstored else error
+        try:
+            judge.run(step.kernel, kernel_sizes(step.kernel, sizes))
+        except FoundError as error:
+            group = _group(fusion, step)
+            if explain is None or group is None:
+                raise
+            raise FoundError(explain(error.finding, group)) from None
         made.update(id(step.args[w]) for w in step.writes)
     for t in fusion.program.roots:
         if id(fusion.views.of(t).base) not in made:
             raise FoundError(
                 Finding("lower", "no kernel computes it", "", described(t), (t.node.loc,))
             )
+
+
+def _group(fusion: Fusion, step: LoweredStep) -> Group | None:
+    """The group a step belongs to."""
+    for w in step.writes:
+        found = fusion.group_of.get(id(step.args[w]))
+        if found is not None:
+            return found
+    return None
 
 
 class Judge:
@@ -133,6 +158,8 @@ class Judge:
             faults = interpret(kernel, arrays, known)
         except OutsideBufferError as error:
             raise self.found(str(error)) from None
+        except (LookupError, TypeError, ValueError) as error:
+            raise self.found(f"it means nothing: {type(error).__name__}: {error}") from error
         if faults:
             number, position, value_at = faults[0]
             message = step.checks[number].message.replace("{value}", str(value_at))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from graphc import compiler, dims, feeds
+from graphc.debug.blame import blamed
 from graphc.debug.failing import Failing
 from graphc.debug.kernels import Buffers, Judge, check_steps
 from graphc.debug.meaning import run_graph
@@ -295,7 +296,9 @@ class _Check:
         self.done("fuse", f"{len(fusion.groups)} groups")
         lowered = _raised("lower", lambda: lower.lower(fusion, compiler.cut_of), program)
         buffers = Buffers(samples)
-        check_steps(fusion, lowered, buffers, sizes)
+        check_steps(
+            fusion, lowered, buffers, sizes, lambda f, group: blamed(f, group, samples, _lowered)
+        )
         self.done("lower", f"{len(lowered)} kernels interpreted")
         ordered = _raised("schedule", lambda: schedule.schedule(fusion, lowered), program)
         check_schedule(fusion, lowered, ordered)
@@ -305,7 +308,7 @@ class _Check:
             lambda: plan_memory.plan_memory(fusion, ordered, compiler.blocks_of),
             program,
         )
-        places = argument_places(plan, sizes)
+        places = _raised("plan_memory", lambda: argument_places(plan, sizes), plan)
         PlanCheck(fusion, ordered, plan, places, sizes).run()
         arena = plan.arena_bytes(sizes)
         self.done("plan_memory", f"what lies where in {arena} bytes, step by step")
@@ -327,8 +330,15 @@ class _Check:
         for code, operands in codes.values():
             code.check(operands)
         self.done("codegen", f"{len(codes)} kernels' machine code")
-        what = check_run(plan, addresses, jit, fusion, samples)
+        what = _raised("run", lambda: check_run(plan, addresses, jit, fusion, samples), plan)
         self.done("run", what)
+
+
+def _lowered(program: Program, samples: Samples) -> None:
+    """Raise FoundError if a program's kernels are lowered wrong."""
+    fusion = _raised("fuse", lambda: fuse.fuse(program), program)
+    lowered = _raised("lower", lambda: lower.lower(fusion, compiler.cut_of), program)
+    check_steps(fusion, lowered, Buffers(samples), samples.sizes)
 
 
 def _raised(stage: str, run: Any, subject: Any) -> Any:
