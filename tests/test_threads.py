@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,36 @@ from graphc.kernel import MAP_BLOCK
 from graphc.plan import Ref, Step
 from graphc.types import int64
 
+needs_pthreads = pytest.mark.skipif(
+    sys.platform == "win32" or not hasattr(ctypes.CDLL(None), "pthread_self"),
+    reason="no pthreads here",
+)
+
 WHO = f"""
 declare i64 @pthread_self()
+declare i32 @usleep(i32)
 
 define void @who(ptr %args, ptr %sizes, i64 %b0, i64 %b1) {{
 entry:
   %out = load ptr, ptr %args
   %me = call i64 @pthread_self()
+  %in_at = getelementptr ptr, ptr %args, i64 1
+  %in = load ptr, ptr %in_at
+  %owner = load i64, ptr %in
+  %nap_at = getelementptr i64, ptr %in, i64 1
+  %nap = load i64, ptr %nap_at
+  %helps = icmp ne i64 %me, %owner
+  %some = icmp ne i64 %nap, 0
+  %sleeps = and i1 %helps, %some
+  br i1 %sleeps, label %sleep, label %go
+sleep:
+  %nap32 = trunc i64 %nap to i32
+  %r = call i32 @usleep(i32 %nap32)
+  br label %go
+go:
   br label %test
 test:
-  %b = phi i64 [ %b0, %entry ], [ %b2, %next ]
+  %b = phi i64 [ %b0, %go ], [ %b2, %next ]
   %more = icmp slt i64 %b, %b1
   br i1 %more, label %spin, label %out_
 spin:
@@ -49,33 +70,58 @@ out_:
   ret void
 }}
 """
-"""Writes which thread runs it at the start of each block, taking its time."""
+"""Writes which thread runs it at the start of each block, taking its time.
+
+The first input is the thread that calls, and for how many microseconds others sleep first.
+"""
 
 
-def threads_used(allowed: int) -> set[int]:
-    """Which threads run the blocks of one run."""
+def who_runs() -> Callable[..., set[int]]:
+    """A function (threads allowed, nap=0) -> the threads that ran the blocks of one run."""
     address = default_jit().compile_text(WHO, ["who"])["who"]
+    args = (Ref("output", 0), Ref("input", 0))
     plan = make_plan(
-        steps=(Step(0, (Ref("output", 0),), (0,), (N,), ceildiv(N, MAP_BLOCK), -1),),
+        steps=(Step(0, args, (0,), (N,), ceildiv(N, MAP_BLOCK), -1),),
         commit=1,
+        inputs=(value(int64, 2),),
         outputs=(value(int64, N),),
     )
-    (out,) = LLVMExecutable(plan, [address]).run([], [], sizes(n=300 * MAP_BLOCK), allowed)
-    return set(out[::MAP_BLOCK].tolist())
+    program = LLVMExecutable(plan, [address])
+    bound = sizes(n=100 * MAP_BLOCK)
+
+    def run(allowed: int, nap: int = 0) -> set[int]:
+        (out,) = program.run([np.array([threading.get_ident(), nap])], [], bound, allowed)
+        return set(out[::MAP_BLOCK].tolist())
+
+    return run
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "pthread_self"), reason="no pthreads here")
+@needs_pthreads
 def test_a_run_uses_no_more_threads_than_allowed() -> None:
     me = threading.get_ident()
+    threads_used = who_runs()
     assert threads_used(1) == {me}
     with gx.thread_limits(1):
         assert threads_used(4) == {me}
         with gx.thread_limits(3):  # an inner block allows no more than an outer one
             assert threads_used(4) == {me}
-    for _ in range(200):  # a worker may find everything done already
+    for _ in range(5000):  # a worker may find everything done already
         if len(threads_used(2)) == 2:
             return
     raise AssertionError("the team never helped")
+
+
+@needs_pthreads
+def test_a_plan_held_up_by_its_team_does_without_it_for_a_while() -> None:
+    threads_used = who_runs()
+    for _ in range(50):
+        threads_used(2)  # it learns how long a run takes
+    helped = [len(threads_used(2, nap=20_000)) > 1 for _ in range(150)]
+    assert sum(helped[50:]) < 50
+    for _ in range(5000):
+        if len(threads_used(2)) == 2:
+            return
+    raise AssertionError("the team never came back")
 
 
 def test_limits_are_checked_and_taken_back() -> None:
