@@ -73,13 +73,15 @@ class _Scheduler:
         self.steps = steps
         self.kept = _kept(fusion)
         self.producer = {id(s.args[w]): i for i, s in enumerate(steps) for w in s.writes}
+        self.allocates = [self._allocates(s) for s in steps]
+        self.reads = [self._reads(s) for s in steps]
         self.readers: dict[int, list[int]] = {}
         self.pending = [0] * len(steps)
         self.followers: list[list[int]] = [[] for _ in steps]
-        for i, s in enumerate(steps):
-            for v in self._reads(s):
-                self.readers.setdefault(id(v), []).append(i)
-                maker = self.producer.get(id(v))
+        for i, reads in enumerate(self.reads):
+            for v in reads:
+                self.readers.setdefault(v, []).append(i)
+                maker = self.producer.get(v)
                 if maker is not None and maker != i:
                     self.pending[i] += 1
                     self.followers[maker].append(i)
@@ -87,13 +89,21 @@ class _Scheduler:
         self.overwrites = self._overwrites()
         self.unchecked = sum(1 for s in steps if s.checks)
 
-    def _reads(self, s: LoweredStep) -> list[Value]:
+    def _allocates(self, s: LoweredStep) -> int:
+        """Bytes of what the step writes and the run may free again."""
+        made = {id(s.args[w]): s.args[w] for w in s.writes}
+        return sum(self.facts.bytes(v) for k, v in made.items() if k not in self.kept)
+
+    def _reads(self, s: LoweredStep) -> dict[int, int]:
+        """The values (by id) that the step reads, with the bytes its last reader frees."""
         written = set(s.writes)
-        seen: dict[int, Value] = {}
+        found: dict[int, int] = {}
         for j, v in enumerate(s.args):
             if j not in written:
-                seen[id(v)] = v
-        return list(seen.values())
+                key = id(v)
+                freed = key in self.producer and key not in self.kept
+                found[key] = self.facts.bytes(v) if freed else 0
+        return found
 
     def _overwrites(self) -> dict[int, list[int]]:
         """step -> the variables (by id) it would overwrite."""
@@ -120,13 +130,8 @@ class _Scheduler:
 
     def _cost(self, i: int) -> int:
         """Bytes allocated minus bytes freed by running step i now."""
-        s = self.steps[i]
-        made = {id(s.args[w]): s.args[w] for w in s.writes}
-        cost = sum(self.facts.bytes(v) for k, v in made.items() if k not in self.kept)
-        for v in self._reads(s):
-            if self.left[id(v)] == 1 and id(v) in self.producer and id(v) not in self.kept:
-                cost -= self.facts.bytes(v)
-        return cost
+        left = self.left
+        return self.allocates[i] - sum(n for v, n in self.reads[i].items() if left[v] == 1)
 
     def order(self) -> list[LoweredStep]:
         self.done = [False] * len(self.steps)
@@ -173,12 +178,12 @@ class _Scheduler:
             self.unchecked -= 1
             if not self.unchecked:
                 self._wake(CHECKS)
-        for v in self._reads(s):
-            self.left[id(v)] -= 1
-            if self.left[id(v)] <= 1:
-                self._wake(id(v))
-                if self.left[id(v)] == 1:  # its last reader now frees it: look at that one again
-                    for j in self.readers[id(v)]:
+        for v in self.reads[i]:
+            self.left[v] -= 1
+            if self.left[v] <= 1:
+                self._wake(v)
+                if self.left[v] == 1:  # its last reader now frees it: look at that one again
+                    for j in self.readers[v]:
                         if not self.done[j] and self.pending[j] == 0:
                             self._push(j)
         for j in self.followers[i]:
