@@ -37,7 +37,8 @@ class Driver:
     """The native driver as Python functions; code only, shared by every team of the process."""
 
     def __init__(self, jit: JIT) -> None:
-        self._code = jit  # its code lives as long as this
+        # workers are in its code until the very end of the process: it is never freed
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(jit))
         architecture = jit.target.architecture
         self.threads = has_symbol("pthread_create") and has_symbol("sched_yield")
         futex = sys.platform == "linux" and architecture in driver.FUTEX_CALL
