@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import subprocess
 import sys
 import threading
@@ -15,8 +16,10 @@ from hand_written_plans import N, make_plan, sizes, value
 
 import graphc as gx
 from graphc import threads
+from graphc.backends.llvm import team as team_module
 from graphc.backends.llvm.executable import LLVMExecutable
 from graphc.backends.llvm.jit import default_jit
+from graphc.backends.llvm.team import Team, native_driver
 from graphc.dims import ceildiv
 from graphc.errors import GraphTypeError
 from graphc.kernel import MAP_BLOCK
@@ -200,3 +203,24 @@ def test_threadpoolctl_limits_runs_too(first: str) -> None:
     order = "\n".join(imports if first == "threadpoolctl" else imports[::-1])
     script = THREADPOOLCTL.format(order=order)
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@needs_pthreads
+def test_where_the_system_allows_no_more_threads_runs_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    team = Team(native_driver())
+    start = team.native.start
+    left = [1]
+
+    def start_one(slot: int) -> int:
+        left[0] -= 1
+        return start(slot) if left[0] >= 0 else errno.EAGAIN
+
+    monkeypatch.setattr(team.native, "start", start_one)
+    monkeypatch.setattr(team_module, "_team", team)
+    threads_used = who_runs()
+    for _ in range(3):
+        assert len(threads_used(5)) <= 2
+    assert team.workers == 1
+    assert left == [-1]  # asked for once more than there are, and not again

@@ -14,8 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from graphc.backends.llvm import driver, driver_stop
 from graphc.backends.llvm.jit import JIT, default_jit
@@ -109,18 +109,32 @@ class Team:
             self.native.quiesce(self.control, plan)
 
     def _grow(self, wanted: int) -> None:
-        with self._lock, _signals_blocked():
+        """Start workers, with signals blocked: they inherit that, and Ctrl-C finds a Python thread.
+
+        A handler may raise at any call all the same, so a slot is never used twice.
+        """
+        with self._lock:
             if not self.workers:
                 self._word(_SLEEP_AFTER).value = self.native.spins_per(SPIN_SECONDS)
-            while self.workers < wanted:
-                slot = self.control + driver.CONTROL_BYTES + driver.WORKER_BYTES * self.workers
-                ctypes.c_int64.from_address(slot + 8).value = self.control
-                # Counted before it starts: `quiesce` must look at the slot of a running worker.
-                self._word(_WORKERS).value = self.workers + 1
-                if self.native.start(slot):
-                    self._most = self.workers  # the system allows no more: same results, slower
-                    break
-                self.workers += 1
+            old = _block_signals(())
+            try:
+                _block_signals(_every_signal())
+                while self.workers < min(wanted, self._most):
+                    self._start()
+            finally:
+                if old is not None:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+    def _start(self) -> None:
+        """Start one worker; where the system allows no more, runs go on with those there are."""
+        slot = self.control + driver.CONTROL_BYTES + driver.WORKER_BYTES * self.workers
+        ctypes.c_int64.from_address(slot + 8).value = self.control
+        self.workers += 1
+        # Counted before it starts: `quiesce` must look at the slot of a running worker.
+        self._word(_WORKERS).value = self.workers
+        if self.native.start(slot):
+            self.workers -= 1
+            self._most = self.workers
 
     def _set_limit(self, threads: int) -> None:
         self._word(_LIMIT).value = threads - 1
@@ -138,17 +152,15 @@ def _control_block() -> Array:
     return memory
 
 
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Threads started inside inherit the mask, so Ctrl-C always reaches a Python thread."""
+def _block_signals(signals: Iterable[int]) -> set[Any] | None:
+    """Block these in this thread as well; the mask before, or None where there are no masks."""
     if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        return None
+    return signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+
+def _every_signal() -> set[Any]:
+    return signal.valid_signals() if hasattr(signal, "valid_signals") else set()
 
 
 _team: Team | None = None
