@@ -72,6 +72,23 @@ def test_a_guard_that_always_holds_goes(shift: int) -> None:
     assert c.k == (4,)
 
 
+def test_many_matrices_times_one_are_one_matrix() -> None:
+    with gx.Graph().as_default():
+        x = gx.placeholder("f32", ("batch", 16, 32), name="x")
+        w = gx.placeholder("f32", (32, 48), name="w")
+        c = contraction_of(gx.matmul(x, w), x, w)
+        both = gx.placeholder("f32", ("batch", 32, 8), name="both")
+        d = contraction_of(gx.matmul(x, both), x, both)
+        with gx.Session() as session:
+            rng = np.random.default_rng(0)
+            a, b = rng.standard_normal((5, 16, 32)).astype("f4"), rng.standard_normal((32, 48))
+            got = session.run(gx.matmul(x, w), {x: a, w: b})
+            one = session.run(gx.matmul(x[2], w), {x: a, w: b})
+    assert (len(c.batch), len(c.m)) == (0, 1)
+    assert (len(d.batch), d.m) == (1, (16,))
+    assert got[2].tobytes() == one.tobytes()
+
+
 def test_axes_whose_index_is_used_stay() -> None:
     a = Access(0, (Term(((0, 1),), 20), Term(((1, 1),), 4), Term(((3, 1),), 1)))
     index = Expr("cast", (Expr("axis", (), 1, int64),), None, float32)

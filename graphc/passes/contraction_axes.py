@@ -3,6 +3,9 @@
     before:  m = (batch, 14, 14)  n = (256,)  k = (1, 1, 1024)      a 1x1 convolution
     after:   m = (196*batch,)     n = (256,)  k = (1024,)           a matrix product
 
+    before:  batch = (batch,)  m = (128,)  n = (256,)  k = (64,)    many matrices times one
+    after:   m = (128*batch,)  n = (256,)  k = (64,)                one matrix times one
+
 What computes the same then also looks the same, so that it can share a kernel.  The order in which
 k is summed does not change, nor do bits.  Imports: kernel, dims.
 """
@@ -21,8 +24,8 @@ Strides = Mapping[int, DimLike]
 
 
 def fewest_axes(c: Contraction) -> Contraction:
-    """The contraction without axes of size 1 and with adjacent axes merged where all accesses
-    walk them as one."""
+    """The contraction without axes of size 1, without batch axes along which B does not move, and
+    with adjacent axes merged where all accesses walk them as one."""
     c = _map_accesses(
         c, {a: _linear(_unguarded(_without(a, c.axes), c.axes)) for a in _accesses(c)}
     )
@@ -30,16 +33,26 @@ def fewest_axes(c: Contraction) -> Contraction:
     counted = {e.value for e in expressions_of(c) if e.op == "axis"}
     guarded = {a for x in accesses for t in x.terms if t.limit is not None for a, _ in t.axes}
     strides = [_strides(x) for x in accesses]
+    fixed = guarded | counted
     groups: list[list[list[int]]] = []
-    first = 0
-    for extents in (c.batch, c.m, c.n, c.k):
-        axes = range(first, first + len(extents))
-        first = axes.stop
-        fixed = guarded | counted
+    for i, axes in enumerate(_grouped(c)):
         groups.append(_runs([a for a in axes if c.axes[a] != 1 or a in counted], c, strides, fixed))
-        if not groups[-1] and axes and extents is not c.batch:
+        if not groups[-1] and axes and i > 0:
             groups[-1].append([axes[-1]])
     return _renumbered(c, groups)
+
+
+def _grouped(c: Contraction) -> list[list[int]]:
+    """The axes of batch, m, n and k; those of the batch along which B does not move belong to m."""
+    moving = {a for t in c.b.terms for a, _ in t.axes}
+    groups: list[list[int]] = []
+    first = 0
+    for extents in (c.batch, c.m, c.n, c.k):
+        groups.append(list(range(first, first + len(extents))))
+        first += len(extents)
+    groups[1] = [a for a in groups[0] if a not in moving] + groups[1]
+    groups[0] = [a for a in groups[0] if a in moving]
+    return groups
 
 
 def _accesses(c: Contraction) -> list[Access]:
@@ -117,7 +130,7 @@ def _runs(
 def _renumbered(c: Contraction, groups: list[list[list[int]]]) -> Contraction:
     """The contraction over runs of its axes, each of which moves as its last axis does."""
     runs = [run for group in groups for run in group]
-    if len(runs) == len(c.axes):
+    if runs == [[a] for a in range(len(c.axes))] and len(groups[0]) == len(c.batch):
         return c
     number = {run[-1]: i for i, run in enumerate(runs)}
 
