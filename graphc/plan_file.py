@@ -35,7 +35,7 @@ _FIELDS = [
 ]
 _RECORD_NUMBERS = {record: i for i, record in enumerate(_RECORDS)}
 
-_INT, _BOOL, _NONE, _TEXT, _TUPLE, _DTYPE, _DIM, _ATOM, _OWN_ATOM, _LINE, _ERROR, _ARRAY = range(12)
+_INT, _BOOL, _NONE, _TEXT, _DTYPE, _DIM, _ATOM, _OWN_ATOM, _LINE, _ERROR, _ARRAY, _TUPLE = range(12)
 _FIRST_RECORD = 12
 
 _ATOM_KINDS = ("floordiv", "ediv", "bc", "min", "max")
@@ -192,23 +192,30 @@ class _Reader:
         makers = self._makers()
         at = 0
         while at < len(words):
-            count = words[at + 1]
+            kind, count = words[at], words[at + 1]
             row = words[at + 2 : at + 2 + count]
-            if len(row) != count or min(row, default=0) < -(1 << 62):
-                raise PlanFileError("a row without an end")
-            values.append(makers[words[at]](row))
+            if len(row) != count or kind < 0:
+                raise PlanFileError("a row without an end, or of no kind")
             at += 2 + count
+            if kind < _TUPLE:
+                values.append(makers[kind](row))
+                continue
+            if row and min(row) < 0:
+                raise PlanFileError("a number below 0")
+            if kind == _TUPLE:
+                values.append(tuple([values[i] for i in row]))
+            else:
+                values.append(_RECORDS[kind - _FIRST_RECORD](*[values[i] for i in row]))
         return values[-1]
 
     def _makers(self) -> list[Callable[[list[int]], Any]]:
-        """By kind of value, what makes it from the words of its row."""
+        """By kind of value, before tuples, what makes it from the words of its row."""
         texts, lines, atoms = self.texts, self.lines, self.atoms
         return [
             lambda row: row[0],
             lambda row: bool(row[0]),
             lambda row: None,
             lambda row: texts[_index(row[0])],
-            lambda row: tuple(self._of(row)),
             lambda row: as_dtype(texts[_index(row[0])]),
             self._dim,
             self._atom,
@@ -216,7 +223,6 @@ class _Reader:
             lambda row: lines[_index(row[0])] if row[0] != -1 else UNKNOWN,
             self._error,
             self._array,
-            *(self._record(record) for record in _RECORDS),
         ]
 
     def _of(self, row: Sequence[int]) -> list[Any]:
@@ -224,9 +230,6 @@ class _Reader:
             raise PlanFileError("a number below 0")
         values = self.values
         return [values[i] for i in row]
-
-    def _record(self, record: type[Any]) -> Callable[[list[int]], Any]:
-        return lambda row: record(*self._of(row))
 
     def _dim(self, row: list[int]) -> Any:
         terms: list[tuple[list[Atom], int]] = []
