@@ -53,8 +53,9 @@ def place(blocks: Sequence[Block], shorter: Sequence[Block] = ()) -> Placing:
 
     shorter  the same blocks with lifetimes that would do, if those of `blocks` take more memory
     """
-    offsets, top = _offsets([_padded(b) for b in blocks])
-    if shorter:
+    padded = [_padded(b) for b in blocks]
+    offsets, top = _offsets(padded)
+    if shorter and top > CLOSE * most_alive(padded):
         others, least = _offsets([_padded(b) for b in shorter])
         if least * CLOSE < top:
             offsets = others
