@@ -27,6 +27,8 @@ _lock = new_rlock()
 REMEMBERED = 1 << 15
 """Sums and products of sizes that are remembered: a deep network asks for the same few again."""
 
+LONG = 10_000  # characters of a size in text
+
 
 class Atom:
     """A symbol (`kind == 'symbol'`) or a named function of dimensions; interned."""
@@ -61,9 +63,7 @@ class Atom:
         return Atom.of, (self.kind, self.args, self.name)
 
     def __repr__(self) -> str:
-        if self.kind == "symbol":
-            return self.name
-        return f"{self.kind}({', '.join(dim_text(a) for a in self.args)})"
+        return dim_text(of_atom(self))
 
 
 Monomial = tuple[Atom, ...]
@@ -442,7 +442,9 @@ def substitute(d: DimLike, known: Mapping[Atom, DimLike]) -> DimLike:
     new: dict[Atom, DimLike] = {}
     for atom in _all_atoms(d, known):
         found = known.get(atom)
-        new[atom] = _substitute_atom(atom, new) if found is None else found
+        if found is None and atom.args:
+            found = _BUILD[atom.kind](*[_substitute(a, new) for a in atom.args])
+        new[atom] = of_atom(atom) if found is None else found
     return _substitute(d, new)
 
 
@@ -458,29 +460,25 @@ def _substitute(d: DimLike, new: Mapping[Atom, DimLike]) -> DimLike:
     return result
 
 
-_BUILD: dict[str, Callable[[DimLike, DimLike], DimLike]] = {
-    "floordiv": floordiv,
-    "ediv": exact_div,
-    "bc": broadcast,
-    "min": minimum,
-    "max": maximum,
-}
-
-
-def _substitute_atom(atom: Atom, new: Mapping[Atom, DimLike]) -> DimLike:
-    if atom.kind == "symbol":
-        return of_atom(atom)
-    a, b = _substitute(atom.args[0], new), _substitute(atom.args[1], new)
-    return _BUILD[atom.kind](a, b)
+_BUILD = {"floordiv": floordiv, "ediv": exact_div, "bc": broadcast, "min": minimum, "max": maximum}
 
 
 def dim_text(d: DimLike) -> str:
-    """d as text, as the graph's text form has it: `2*batch+1`, `floordiv(n, 2)`."""
+    """d as text, as the graph's text form has it: `2*batch+1`, `floordiv(n, 2)`; cut if endless."""
+    texts: dict[Atom, str] = {}
+    for atom in _all_atoms(d):
+        text = f"{atom.kind}({', '.join(_text(a, texts) for a in atom.args)})"
+        text = text if atom.args else atom.name
+        texts[atom] = text if len(text) < LONG else text[:LONG] + "..."
+    return _text(d, texts)
+
+
+def _text(d: DimLike, texts: Mapping[Atom, str]) -> str:
     if isinstance(d, int):
         return str(d)
     parts: list[str] = []
     for m, c in d.terms:
-        factors = [repr(a) for a in m]
+        factors = [texts[a] for a in m]
         if c != 1 or not factors:
             if c == -1 and factors:
                 factors[0] = "-" + factors[0]
@@ -494,6 +492,5 @@ def dim_text(d: DimLike) -> str:
 def static_product(dims: Iterable[DimLike]) -> int | None:
     """The product when every dimension is known, else None."""
     values = list(dims)
-    if any(isinstance(d, Dim) for d in values):
-        return None
-    return math.prod(d for d in values if isinstance(d, int))
+    known = [d for d in values if isinstance(d, int)]
+    return math.prod(known) if len(known) == len(values) else None

@@ -152,6 +152,17 @@ def test_sizes_made_of_sizes() -> None:
     assert dims.evaluate(size, {atom: 7}) == 7
     assert dims.evaluate(size, {atom: 0}) == 0
     assert dims.substitute(size, {atom: 7}) == 7
+    assert len(dims.dim_text(size)) < 100_000
+
+
+def test_tensors_rolled_by_one_again_and_again() -> None:
+    x = h = gx.placeholder("f32", (None,), name="x")
+    for _ in range(25):  # sizes max(n - 1, 0) + min(1, n), 25 times within each other
+        h = gx.concat([h[1:], h[:1]], 0)
+    assert h.shape == (None,)
+    with gx.Session() as session:
+        found = session.run(h, {x: np.arange(4, dtype=np.float32)})
+    assert found.tolist() == [1.0, 2.0, 3.0, 0.0]
 
 
 def test_a_long_chain_of_views() -> None:
