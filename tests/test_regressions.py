@@ -153,3 +153,19 @@ def test_sizes_beyond_any_memory_are_an_error() -> None:
         y = gx.sum(gx.cumsum(gx.zeros(shape) + gx.Variable(1.0, dtype="f32"), axis=0))
         with pytest.raises(MemoryError, match="more than memory can hold"):
             gx.function([], y)()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("f", [lambda y: y, gx.tanh, gx.exp], ids=["identity", "tanh", "exp"])
+def test_unknown_columns_times_known_rows(device: str, f: Any) -> None:
+    """The columns of x are as many as the rows of w: also where only w's gradient is fetched."""
+    with gx.Graph().as_default(), gx.Session(device=device) as session:
+        x = gx.placeholder("f32", (None, None))
+        w = gx.Variable(np.ones((4, 3), np.float32))
+        (gradient,) = gx.gradients(gx.sum(f(x @ w), axis=0), [w])
+        session.run(gx.global_variables_initializer())
+        for rows in (2, 1):
+            found = session.run(gradient, {x: np.zeros((rows, 4))})
+            np.testing.assert_array_equal(found, np.zeros((4, 3)))
+        with pytest.raises(gx.errors.ShapeError):
+            session.run(gradient, {x: np.zeros((2, 5))})

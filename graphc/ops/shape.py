@@ -145,6 +145,12 @@ def _axes_to_sum(source: Shape, target: Shape) -> tuple[int, ...] | None:
 
 
 def _infer_sum_to(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    wide, narrow = types[0].shape, types[1].shape
+    if wide is not None and narrow is not None:
+        message = f"cannot reduce {types[0]} to {types[1]}"
+        for w, n in zip(wide[len(wide) - len(narrow) :], narrow, strict=True):
+            if isinstance(n, int) and n != 1:  # it was not broadcast along this axis
+                require_equal(w, n, message)
     return (TensorType(types[0].dtype, types[1].shape),)
 
 

@@ -194,6 +194,7 @@ def _all_atoms(d: DimLike) -> set[Atom]:
 
 def specialise(program: Program, known: Mapping[Atom, DimLike]) -> Program:
     """Substitute known sizes, expand deferred operators, make broadcasting explicit."""
+    known = _with_equal_sizes(program, known)
     builder = Builder()
 
     def rule(node: Node, inputs: list[Tensor]) -> Sequence[Tensor] | None:
@@ -215,6 +216,22 @@ def specialise(program: Program, known: Mapping[Atom, DimLike]) -> Program:
         return builder.make(node.op, inputs, dict(attrs), node.name).outputs
 
     return rewrite(program, rule, builder)
+
+
+def _with_equal_sizes(program: Program, known: Mapping[Atom, DimLike]) -> Known:
+    """`known` and what follows from sizes that operators need to be equal: feeds are held to it.
+
+    The columns of x in x @ w are the rows of w, say, and so have the size of w's gradient.
+    """
+    found = dict(known)
+    for constraint, _ in program.constraints():
+        if constraint.kind == "equal":
+            a, b = _settle(constraint.a, found), _settle(constraint.b, found)
+            if a is not b and a != b:
+                _solve(a, b, found)
+    if len(found) == len(known):
+        return found
+    return {k: _settle(v, found) for k, v in found.items()}
 
 
 def _substituted(attrs: Mapping[str, Any], known: Mapping[Atom, DimLike]) -> Mapping[str, Any]:
