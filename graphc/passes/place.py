@@ -130,7 +130,7 @@ def _top(blocks: Sequence[Block], offsets: Sequence[int]) -> int:
 def _first_fit(blocks: Sequence[Block]) -> list[int]:
     """In order of time, each at the lowest free offset."""
     offsets = [0] * len(blocks)
-    starts, ends = [0], [1 << 62]  # free stretches, in order
+    starts, ends = [0], [sum(b.bytes for b in blocks) + 1]  # free stretches, in order
     leaving: list[tuple[int, int]] = []
     for i in sorted(range(len(blocks)), key=lambda i: (blocks[i].first, -blocks[i].last)):
         block = blocks[i]
