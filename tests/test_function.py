@@ -390,3 +390,15 @@ def test_a_deep_graph_compiles(session: gx.Session) -> None:
     for _ in range(3000):
         y = y * 1.0 + 1.0
     assert function([x], y)(1) == 3001
+
+
+def test_an_assignment_inside_a_replacement_takes_effect_once() -> None:
+    v = gx.Variable(0.0)
+    x = gx.placeholder("f32", ())
+    counted = v.assign_add(1.0)
+    with gx.Session() as session:
+        session.run(gx.global_variables_initializer())
+        f = gx.function([], [x * 1.0, counted], givens={x: counted})
+        assert f() == [1.0, 1.0]
+        assert f() == [2.0, 2.0]
+        assert session.run(v) == 2.0

@@ -60,6 +60,7 @@ class _Resolver:
         self.new: dict[int, Tensor] = {}
         self.read: set[int] = set()  # variables (by node id) that a node reads behind others
         self.assigned: dict[int, list[tuple[Assignments, Tensor]]] = {}  # and what they are set to
+        self.done: dict[int, Tensor] = {}  # what assignments wrote: a second walk finds it done
         self.behind: dict[int, Assignments] = {}  # by node id, where there are any
         self.blocks: dict[int, Assignments] = {}  # by the tuple of nodes that a block waits for
         self.bits = 0
@@ -168,20 +169,26 @@ class _Resolver:
         return self.new[id(variable)]
 
     def _assign(self, node: Node, behind: Assignments) -> Tensor:
-        variable, value = node.inputs
-        made = self.new[id(value)]
+        variable = node.inputs[0]
         key = variable.node.id
-        if node.attrs["how"] != "set":
-            combine = add if node.attrs["how"] == "add" else subtract
-            base = self.latest.get(key)
-            made = combine(self.new[id(variable)] if base is None else base, made)
-        made = self._write(variable, made)
+        if node.id not in self.done:
+            self.done[node.id] = self._write(variable, self._value_assigned(node))
+        made = self.done[node.id]
         if key in self.read:
             bit = 1 << self.bits
             self.bits += 1
             self.assigned.setdefault(key, []).append((bit, made))
             self.behind[node.id] = behind | bit
         return made
+
+    def _value_assigned(self, node: Node) -> Tensor:
+        variable, value = node.inputs
+        made = self.new[id(value)]
+        if node.attrs["how"] == "set":
+            return made
+        base = self.latest.get(variable.node.id, self.new[id(variable)])
+        result: Tensor = (add if node.attrs["how"] == "add" else subtract)(base, made)
+        return result
 
     def _write(self, variable: Tensor, value: Tensor) -> Tensor:
         if value.type.shape != variable.type.shape:  # sizes known only at run time
