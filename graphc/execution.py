@@ -179,6 +179,23 @@ class Entry:
             found = self._bind_anew(shapes)
         return found
 
+    def bind_planned(self, arrays: Sequence[Array]) -> tuple[Compiled, Sizes]:
+        """As `bind`, with the kernels of the plan, which the cache on disk does not keep."""
+        compiled, sizes = self.bind(arrays)
+        if compiled.program is not None:
+            return compiled, sizes
+        ranked = self._by_rank[tuple(a.ndim for a in arrays)]
+        outcome = _outcome(ranked, sizes)
+        known = substitution(ranked.meetings, outcome)
+        planned = self._compile(specialise(ranked.program, known), sizes)
+        with self._lock:
+            ranked.by_outcome[outcome] = [planned]
+            self._bound = {
+                shapes: (planned if made is compiled else made, known_sizes)
+                for shapes, (made, known_sizes) in self._bound.items()
+            }
+        return planned, sizes
+
     def _bind_anew(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[Compiled, Sizes]:
         """Bind shapes not known yet, without the cyclic garbage collector.
 

@@ -276,7 +276,8 @@ class Session(NativeSelf):
 
         native  what to tell of the run, so that it can do the next ones
         """
-        compiled, sizes = entry.bind(arrays)
+        traced = options is not None and options.trace is not None
+        compiled, sizes = entry.bind_planned(arrays) if traced else entry.bind(arrays)
         if options is not None and options.debug:
             from graphc.debug.stages import require_right  # only now: it brings every stage along
 

@@ -222,6 +222,24 @@ def test_the_nan_guard_makes_another_plan_that_blames_as_before(folder: Path) ->
     assert "log" in first
 
 
+def test_runs_out_of_the_cache_can_be_traced(folder: Path) -> None:
+    values = {"x": np.ones((3, 4), np.float32)}
+    traces = []
+    for _ in range(2):
+        with gx.Graph().as_default(), gx.Session() as session:
+            x = gx.placeholder("f32", (None, 4), name="x")
+            y = gx.sum(gx.tanh(x) * 2.0, axis=1)
+            (expected, traced), counts = counted(
+                lambda s=session, y=y: (s.run(y, values), gx.Trace())
+            )
+            options = gx.RunOptions(trace=traced)
+            assert same([session.run(y, values, options)], [expected])
+            traces.append([(e.label, e.flops, e.bytes) for e in traced.events])
+    assert counts["plans_loaded"] == 1
+    assert traces[0] == traces[1]
+    assert traces[0]
+
+
 def test_another_processor_finds_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted(small)
     monkeypatch.setattr(target, "processor", lambda: b"another")
