@@ -81,12 +81,10 @@ def _run(
     context.faults[:] = 0
     rows = words[HEADER_WORDS : HEADER_WORDS + STEP_WORDS * len(plan.steps)]
     table = rows.reshape(-1, STEP_WORDS)[:, :5].tolist()
-    started = time.perf_counter()
     failed: bool | None = False
+    clock: list[tuple[float, float]] = []  # when each step began and ended
     until = first_write(plan)
-    for i, (step, (function, args, sizes, _, blocks)) in enumerate(
-        zip(plan.steps, table, strict=True)
-    ):
+    for i, (function, args, sizes, _, blocks) in enumerate(table):
         if plan.checks and i == plan.commit and context.faults[:, 0].any():
             failed = True
             break
@@ -96,10 +94,12 @@ def _run(
         kernel = _KERNEL(function)
         begun = time.perf_counter()
         kernel(args, sizes, 0, blocks)
-        now = time.perf_counter()
-        amount = _work(plan, step, words, sizes - words.ctypes.data)
-        name = f"k{step.kernel}"
-        trace.add(step.label, begun - started, now - begun, blocks, step.locs, amount, name)
+        clock.append((begun, time.perf_counter()))
+    # only now: between steps this would take the caches from them
+    for step, row, (begun, ended) in zip(plan.steps, table, clock, strict=False):
+        blocks, amount = row[4], _work(plan, step, words, row[2] - words.ctypes.data)
+        start, name = begun - clock[0][0], f"k{step.kernel}"
+        trace.add(step.label, start, ended - begun, blocks, step.locs, amount, name)
     for argument, _ in patches.tolist():
         words[places.args + argument] = 0
     if failed is not False:
