@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,64 +157,17 @@ def test_what_has_begun_to_write_is_finished(threads: int) -> None:
     np.testing.assert_array_equal(state, whole * x)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("device", "others"), [("cpu", 0), ("cpu", 2), ("reference", 0)])
 def test_signals_at_any_moment_leave_a_session_in_order(device: str, others: int) -> None:
-    """Runs of microseconds, so that signals come between any two steps of Python."""
-    x = gx.placeholder("f32", (None,))
-    a = gx.Variable(np.zeros(8, "f4"))
-    b = gx.Variable(np.zeros(3, "f4"))
-    up = gx.group(a.assign_add(gx.ones(8)), b.assign_add(gx.ones(3)))
-    read = [a + gx.sum(x), b * 1]
-    session = gx.Session(device=device)
-    session.run(gx.global_variables_initializer())
-    fed = {x: np.zeros(5, "f4")}
-    slowly = gx.RunOptions(threads=1)  # through Python, whatever could do it natively
-    failures: list[BaseException] = []
-    armed = False
-    stopping = threading.Event()
-
-    def look() -> None:
-        try:
-            while not stopping.is_set():
-                seen, too = session.run(read, fed)
-                assert (seen == too[0]).all()
-                assert (too == too[0]).all()
-        except BaseException as error:
-            failures.append(error)
-
-    def stop_if_armed(number: int, frame: object) -> None:
-        nonlocal armed
-        if armed:
-            armed = False
-            raise Stopped
-
-    threads = [threading.Thread(target=look) for _ in range(others)]
-    for thread in threads:
-        thread.start()
-    random = np.random.default_rng(0)
-    until = time.monotonic() + 1.5
-    with on_alarm(stop_if_armed, 0):
-        while time.monotonic() < until:
-            try:
-                armed = True
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 3e-4), 0.01)
-                while armed:
-                    session.run(up, options=slowly)
-                    session.run(read, fed, options=slowly)
-                    session.get_value(a)
-            except Stopped:
-                pass
-    stopping.set()
-    for thread in threads:
-        thread.join(30)
-    assert not any(thread.is_alive() for thread in threads)
-    assert not failures
-    values = session.run(read, fed)
-    session.run(up)
-    after = session.run(read, fed)
-    np.testing.assert_array_equal(after[0], np.full(8, values[1][0] + 1))
-    np.testing.assert_array_equal(after[1], np.full(3, values[1][0] + 1))
+    """In a process without pytest and coverage: they hold locks that a signal leaves locked."""
+    script = Path(__file__).with_name("signal_stress.py")
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    command = [sys.executable, "-W", "ignore", str(script), device, str(others)]
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout == "in order\n"
 
 
 @pytest.mark.parametrize("threads", [1, 3])
