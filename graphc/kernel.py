@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Union
 
@@ -354,11 +354,6 @@ def sizes_of(kernel: Kernel) -> tuple[Dim, ...]:
         elif isinstance(part, _PARTS):
             stack.extend(getattr(part, f.name) for f in reversed(fields(part)))
     return tuple(found)
-
-
-def rename_sizes(kernel: Kernel, names: Mapping[Dim, DimLike]) -> Kernel:
-    """The kernel with each symbolic size replaced, so that kernels can be compared."""
-    return rebuild(kernel, lambda part: names[part] if isinstance(part, Dim) else None)
 
 
 def rebuild(kernel: Kernel, changed: Callable[[Any], Any]) -> Kernel:
