@@ -86,9 +86,9 @@ def lenet() -> Network:
     return _classifier(x, labels, layers.dense(h, 10), 10)
 
 
-def alexnet() -> Network:
-    """AlexNet in one column without normalization (Krizhevsky, 2014), 224 x 224 images."""
-    x, labels = _inputs(224, 224, 3)
+def alexnet(size: int = 224) -> Network:
+    """AlexNet in one column without normalization (Krizhevsky, 2014)."""
+    x, labels = _inputs(size, size, 3)
     relu = nn.relu
     h = layers.conv2d(x, 64, 11, strides=4, padding=2, activation=relu)
     h = layers.max_pool2d(h, 3, 2)
@@ -98,6 +98,22 @@ def alexnet() -> Network:
         h = layers.conv2d(h, filters, 3, padding=1, activation=relu)
     h = layers.flatten(layers.max_pool2d(h, 3, 2))
     h = layers.dense(layers.dense(h, 4096, relu), 4096, relu)
+    return _classifier(x, labels, layers.dense(h, 1000), 1000)
+
+
+def alexnet_caffe(size: int = 227) -> Network:
+    """AlexNet in two columns with local response normalization (Krizhevsky et al., 2012)."""
+    x, labels = _inputs(size, size, 3)
+    conv = functools.partial(layers.conv2d, activation=nn.relu)
+    norm = functools.partial(
+        nn.local_response_normalization, depth_radius=2, alpha=1e-4 / 5, beta=0.75
+    )
+    h = layers.max_pool2d(norm(conv(x, 96, 11, strides=4)), 3, 2)
+    h = layers.max_pool2d(norm(conv(h, 256, 5, padding=2, groups=2)), 3, 2)
+    for filters, columns in ((384, 1), (384, 2), (256, 2)):
+        h = conv(h, filters, 3, padding=1, groups=columns)
+    h = layers.flatten(layers.max_pool2d(h, 3, 2))
+    h = layers.dense(layers.dense(h, 4096, nn.relu), 4096, nn.relu)
     return _classifier(x, labels, layers.dense(h, 1000), 1000)
 
 
@@ -153,35 +169,40 @@ def _conv(h: gx.Tensor, filters: int, window: int, stride: int = 1) -> gx.Tensor
     return layers.conv2d(h, filters, window, stride, pad, use_bias=False)
 
 
-def _conv_norm(h: gx.Tensor, filters: int, window: int, stride: int = 1) -> gx.Tensor:
-    return layers.batch_normalization(_conv(h, filters, window, stride), True)
+def _conv_norm(
+    h: gx.Tensor, filters: int, window: int, stride: int = 1, training: bool = True
+) -> gx.Tensor:
+    return layers.batch_normalization(_conv(h, filters, window, stride), training)
 
 
-def resnet50(size: int = 224, classes: int = 1000) -> Network:
+def resnet50(size: int = 224, classes: int = 1000, training: bool = True) -> Network:
     """ResNet-50 (He et al., 2015), the stride in the 3 x 3 convolutions."""
     x, labels = _inputs(size, size, 3)
-    h = nn.relu(_conv_norm(x, 64, 7, 2))
+    conv_norm = functools.partial(_conv_norm, training=training)
+    h = nn.relu(conv_norm(x, 64, 7, 2))
     h = layers.max_pool2d(h, 3, 2, padding=1)
     for stage, count in enumerate((3, 4, 6, 3)):
         width = 64 << stage
         for block in range(count):
             stride = 2 if stage and not block else 1
-            skip = h if block else _conv_norm(h, 4 * width, 1, stride)
-            h = nn.relu(_conv_norm(h, width, 1))
-            h = nn.relu(_conv_norm(h, width, 3, stride))
-            h = nn.relu(_conv_norm(h, 4 * width, 1) + skip)
+            skip = h if block else conv_norm(h, 4 * width, 1, stride)
+            h = nn.relu(conv_norm(h, width, 1))
+            h = nn.relu(conv_norm(h, width, 3, stride))
+            h = nn.relu(conv_norm(h, 4 * width, 1) + skip)
     return _classifier(x, labels, layers.dense(nn.global_avg_pool(h), classes), classes)
 
 
 def resnet_cifar(depth: int = 110) -> Network:
-    """The ResNet of 6 n + 2 layers for 32 x 32 images (He et al., 2015)."""
+    """The ResNet of 6 n + 2 layers for 32 x 32 images (He et al., 2015), shortcuts of option A."""
     x, labels = _inputs(32, 32, 3)
     h = nn.relu(_conv_norm(x, 16, 3))
     for stage in range(3):
         width = 16 << stage
         for block in range((depth - 2) // 6):
             stride = 2 if stage and not block else 1
-            skip = _conv_norm(h, width, 1, stride) if stride == 2 else h
+            skip = h
+            if stride == 2:
+                skip = gx.pad(h[:, ::2, ::2], [(0, 0), (0, 0), (0, 0), (0, width // 2)])
             inner = nn.relu(_conv_norm(h, width, 3, stride))
             h = nn.relu(_conv_norm(inner, width, 3) + skip)
     return _classifier(x, labels, layers.dense(nn.global_avg_pool(h), 10), 10)
@@ -222,9 +243,8 @@ def lstm(steps: int = 50, inputs: int = 256, units: int = 256) -> Network:
     return _classifier(x, labels, layers.dense(h, 10), 10)
 
 
-def transformer_block(length: int = 128, width: int = 256, heads: int = 4) -> Network:
+def attention_block(x: gx.Tensor, length: int, width: int, heads: int) -> gx.Tensor:
     """A pre-norm self-attention block with its feed-forward layer (Vaswani et al., 2017)."""
-    x, labels = _inputs(length, width)
     each = width // heads
     h = layers.layer_normalization(x)
     q, k, v = (
@@ -234,7 +254,13 @@ def transformer_block(length: int = 128, width: int = 256, heads: int = 4) -> Ne
     scores = gx.matmul(q, gx.transpose(k, (0, 1, 3, 2))) * each**-0.5
     mixed = gx.transpose(gx.matmul(nn.softmax(scores), v), (0, 2, 1, 3))
     h = x + layers.dense(gx.reshape(mixed, (-1, length, width)), width)
-    h = h + layers.dense(layers.dense(layers.layer_normalization(h), 4 * width, nn.gelu), width)
+    return h + layers.dense(layers.dense(layers.layer_normalization(h), 4 * width, nn.gelu), width)
+
+
+def transformer_block(length: int = 128, width: int = 256, heads: int = 4) -> Network:
+    """One attention block and a classifier of the mean."""
+    x, labels = _inputs(length, width)
+    h = attention_block(x, length, width, heads)
     return _classifier(x, labels, layers.dense(gx.mean(h, axis=1), 10), 10)
 
 
@@ -256,6 +282,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "residual_mlp320": lambda: residual_mlp(320),
     "lenet": lenet,
     "alexnet": alexnet,
+    "alexnet_caffe": alexnet_caffe,
     "vgg16": vgg16,
     "googlenet": googlenet,
     "resnet20": lambda: resnet_cifar(20),

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+import networks
 import numpy as np
+from networks import Network
 
 import graphc as gx
 from graphc import nn, train
@@ -152,6 +155,76 @@ def lenet(session: gx.Session) -> Workload:
     return Workload(_training(session, loss, train.Momentum(1e-4, 0.9), feeds), flop)
 
 
+def lstm(session: gx.Session) -> Workload:
+    """One LSTM layer, 50 steps of 32 x 256, all its outputs squared, plain gradient descent."""
+    steps, batch, units = 50, 32, 256
+    x = gx.placeholder("f32", (steps, batch, units))
+    rng = _rng()
+    w, u = (gx.Variable(rng.randn(units, 4 * units).astype(np.float32) / 16) for _ in range(2))
+    b = gx.Variable(np.zeros(4 * units, np.float32))
+    h = c = gx.zeros((batch, units))
+    outputs = []
+    for t in range(steps):
+        i, f, o, g = gx.split(x[t] @ w + h @ u + b, 4, axis=1)
+        c = nn.sigmoid(f) * c + nn.sigmoid(i) * gx.tanh(g)
+        h = nn.sigmoid(o) * gx.tanh(c)
+        outputs.append(h)
+    loss = gx.mean(gx.square(gx.stack(outputs)))
+    feeds = {x: rng.randn(steps, batch, units).astype(np.float32)}
+    flop = 2.0 * steps * batch * units * 4 * units * 5  # x @ w has no gradient of x
+    return Workload(_training(session, loss, train.SGD(0.1), feeds), flop)
+
+
+def transformer(session: gx.Session) -> Workload:
+    """An attention block, 8 sequences of 128 x 256, 4 heads: the gradients of x and parameters."""
+    x = gx.placeholder("f32", (8, 128, 256))
+    y = networks.attention_block(x, 128, 256, heads=4)
+    gradients = gx.gradients(gx.mean(gx.square(y)), [x, *gx.trainable_variables()])
+    outputs = [gx.Variable(gx.zeros(tuple(g.dims))) for g in gradients if g is not None]
+    target = gx.group(*[v.assign(g) for v, g in zip(outputs, gradients, strict=True)])
+    session.run(gx.global_variables_initializer())
+    feeds = {x: _rng().randn(8, 128, 256).astype(np.float32)}
+    return Workload(lambda: session.run(target, feeds))
+
+
+_NETWORKS: dict[str, Callable[[bool], Network]] = {
+    "alexnet": lambda training: networks.alexnet(227),
+    "alexnetcaffe": lambda training: networks.alexnet_caffe(),
+    "vgg16": lambda training: networks.vgg16(),
+    "googlenet": lambda training: networks.googlenet(),
+    "resnet50": lambda training: networks.resnet50(training=training),
+    "resnet20": lambda training: networks.resnet_cifar(20),
+    "resnet110": lambda training: networks.resnet_cifar(110),
+}
+
+_INFERRED = (
+    *(("alexnet", 1), ("alexnet", 16), ("alexnetcaffe", 1), ("alexnetcaffe", 16)),
+    *(("vgg16", 1), ("googlenet", 1), ("resnet50", 1), ("resnet50", 16)),
+)
+
+_TRAINED = (
+    *(("alexnet", 16), ("alexnetcaffe", 16)),
+    *(("resnet50", 8), ("resnet20", 128), ("resnet110", 32)),
+)
+
+
+def _inferred(session: gx.Session, name: str, batch: int) -> Workload:
+    """The logits of a batch, in a new array each time."""
+    network = _NETWORKS[name](False)
+    session.run(gx.global_variables_initializer())
+    feeds = {network.x: network.feeds(batch)[network.x]}
+    return Workload(lambda: session.run(network.output, feeds))
+
+
+def _trained(session: gx.Session, name: str, batch: int) -> Workload:
+    """A whole step: loss, gradients, momentum 0.9 and moving statistics."""
+    network = _NETWORKS[name](True)
+    step = network.step(train.Momentum(1e-4, 0.9))
+    session.run(gx.global_variables_initializer())
+    feeds = network.feeds(batch)
+    return Workload(lambda: session.run([network.loss, step], feeds))
+
+
 WORKLOADS: dict[str, Callable[[gx.Session], Workload]] = {
     "call": call,
     "call100": call100,
@@ -163,4 +236,14 @@ WORKLOADS: dict[str, Callable[[gx.Session], Workload]] = {
     "cs231n": cs231n,
     "mlp": mlp,
     "lenet": lenet,
+    **{
+        f"{name}_inf{batch}": partial(_inferred, name=name, batch=batch)
+        for name, batch in _INFERRED
+    },
+    **{
+        f"{name}_train{batch}": partial(_trained, name=name, batch=batch)
+        for name, batch in _TRAINED
+    },
+    "lstm_train": lstm,
+    "transformer_fb": transformer,
 }
