@@ -1,12 +1,12 @@
 """The float32 vector functions.
 
 The frequent ones are computed in float32; the others in float64 and rounded once.
-Imports: lanes, math_exp, math_inverse, math_power, math_trig, math64.
+Imports: lanes, math_exp, math_inverse, math_power, math_special, math_trig, math64.
 """
 
 from __future__ import annotations
 
-from graphc.backends.codegen import math_exp, math_inverse, math_power, math_trig
+from graphc.backends.codegen import math_exp, math_inverse, math_power, math_special, math_trig
 from graphc.backends.codegen.lanes import Function, Lanes
 from graphc.backends.codegen.math64 import FUNCTIONS64
 
@@ -201,6 +201,7 @@ _SINGLE: dict[str, Function] = {
     "log": log,
     "tanh": tanh,
     "erf": erf,
+    "erfc": math_special.erfc_single,
     "sigmoid": sigmoid,
     "pow": math_power.power_single,
     "log1p": log1p,

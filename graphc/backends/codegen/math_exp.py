@@ -48,6 +48,15 @@ _EXP = {
         0.5,
     ),
 }
+# (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, relative error 2^-27
+_EXP_TO_SINGLE = (
+    0.00019713614892680198,
+    0.0013930522836744785,
+    0.008333598263561726,
+    0.041666511446237564,
+    0.1666666567325592,
+    0.5,
+)
 # (sinh(x) - x) / x^3 in x^2, |x| <= 1
 _SINH = {
     32: (
@@ -119,6 +128,14 @@ def clamp_exponent(v: Lanes, x: str) -> str:
 def exp(v: Lanes, x: str) -> str:
     high, rest, shifted = exp_pair(v, clamp_exponent(v, x))
     return v.scale(v.add(high, rest), shifted)
+
+
+def exp_to_single(wide: Lanes, x: str) -> str:
+    """e^x in float64 with the 31 bits that a result in float32 needs, |x| <= 600."""
+    shifted = wide.shifted(x, LOG2_E)
+    r = wide.fma(wide.unshift(shifted), -_LN2[64][0], x)
+    value = wide.fma(wide.mul(r, r), wide.poly(r, _EXP_TO_SINGLE), wide.add(r, 1.0))
+    return wide.mul(value, wide.pow2(wide.to_bits(shifted)))
 
 
 def exp2(v: Lanes, x: str) -> str:

@@ -6,14 +6,13 @@ Imports: lanes, math_exp, math_log, text.
 from __future__ import annotations
 
 from graphc.backends.codegen.lanes import Lanes
-from graphc.backends.codegen.math_exp import clamp_exponent, exp_pair
+from graphc.backends.codegen.math_exp import clamp_exponent, exp_pair, exp_to_single
 from graphc.backends.codegen.math_log import log_pair, log_sum
 from graphc.backends.codegen.text import vector
 
 INF = float("inf")
 NAN = float("nan")
 LN2 = 0.6931471805599453
-LOG2_E = 1.4426950408889634
 
 # (2 atanh(s) - 2 s) / s^3 in s^2, s <= 0.1716, relative error 2^-36
 _LOG = (
@@ -22,15 +21,6 @@ _LOG = (
     0.2857175498070281,
     0.39999998795477576,
     0.6666666666737611,
-)
-# (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, relative error 2^-27
-_EXP = (
-    0.00019713614892680198,
-    0.0013930522836744785,
-    0.008333598263561726,
-    0.041666511446237564,
-    0.1666666567325592,
-    0.5,
 )
 
 
@@ -65,10 +55,7 @@ def power_single(v: Lanes, x: str, y: str) -> str:
     log = wide.select(wide.compare("olt", a, INF), log, a)
     log = wide.select(wide.compare("oeq", a, 0.0), -INF, log)
     product = wide.clamp_above(wide.clamp_below(wide.mul(exponent, log), -150.0), 150.0)
-    shifted = wide.shifted(product, LOG2_E)
-    r = wide.fma(wide.unshift(shifted), -LN2, product)
-    value = wide.fma(wide.mul(r, r), wide.poly(r, _EXP), wide.add(r, 1.0))
-    magnitude = wide.mul(value, wide.pow2(wide.to_bits(shifted)))
+    magnitude = exp_to_single(wide, product)
     single = f.value(f"fptrunc {wide.type} {magnitude} to {v.type}")
     return _with_special_cases(v, x, y, single)
 
