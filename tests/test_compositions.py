@@ -139,13 +139,24 @@ def test_adaptive_pools(counts: tuple[int, int | None], known: bool, device: str
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_local_response_normalization(device: str) -> None:
-    values = np.random.default_rng(0).standard_normal((2, 3, 1, 6))
-    x = gx.placeholder("f64", (None, None, None, 6))
-    got = run(nn.local_response_normalization(x, 2, 1.5, 0.3, 0.75), device, {x: values})
-    padded = np.pad(values**2, ((0, 0), (0, 0), (0, 0), (2, 2)))
-    total = sum(padded[..., i : i + 6] for i in range(5))
-    np.testing.assert_allclose(got, values / (1.5 + 0.3 * total) ** 0.75, rtol=1e-12)
+@pytest.mark.parametrize("channels", [1, 6, 37])
+@pytest.mark.parametrize("beta", [0.5, 0.75, 0.6])
+def test_local_response_normalization(beta: float, channels: int, device: str) -> None:
+    values = np.random.default_rng(0).standard_normal((2, 3, 1, channels))
+    x = gx.placeholder("f64", (None, None, None, channels))
+    y = nn.local_response_normalization(x, 2, 1.5, 0.3, beta)
+    got, slope = run([y, gx.gradients(y, x)[0]], device, {x: values})
+
+    def expected(values: Any) -> Any:
+        padded = np.pad(values**2, ((0, 0), (0, 0), (0, 0), (2, 2)))
+        total = sum(padded[..., i : i + channels] for i in range(5))
+        return values / (1.5 + 0.3 * total) ** beta
+
+    np.testing.assert_allclose(got, expected(values), rtol=1e-12)
+    for c in range(0, channels, 5):
+        step = 1e-5 * (np.arange(channels) == c)
+        rise = (expected(values + step) - expected(values - step)).sum(-1) / 2e-5
+        np.testing.assert_allclose(slope[..., c], rise, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,6 +1,6 @@
 """Operators of convolutional networks beside convolutions and pools: compositions, either layout.
 
-Imports: ops.define, ops.arithmetic, ops.create, ops.linalg, ops.math, ops.pooling, ops.reduce,
+Imports: ops.define, ops.arithmetic, ops.create, ops.linalg, ops.math, ops.pool, ops.reduce,
 ops.shape, ops.sizes, ops.windows, dims.
 """
 
@@ -19,8 +19,8 @@ from graphc.ops.arithmetic import astype, floor_divide, greater_equal, less, whe
 from graphc.ops.create import iota
 from graphc.ops.define import as_tensor, floated
 from graphc.ops.linalg import matmul
-from graphc.ops.math import power, square
-from graphc.ops.pooling import avg_pool
+from graphc.ops.math import power, rsqrt, sqrt, square
+from graphc.ops.pool import window_sum
 from graphc.ops.reduce import max
 from graphc.ops.shape import expand_dims, matrix_transpose, reshape, transpose
 from graphc.ops.sizes import size_value
@@ -101,11 +101,20 @@ def local_response_normalization(
     def compute(inner: Tensor) -> Tensor:
         window = 2 * depth_radius + 1
         rows = reshape(square(inner), (-1, inner.dims[-1], 1))
-        means = avg_pool(rows, window, 1, depth_radius, "NWC", count_include_pad=True)
-        total = reshape(means, inner.dims) * float(window)
-        return inner * power(total * alpha + bias, -beta)
+        total = window_sum(rows, (window,), (1,), ((depth_radius, depth_radius),), rows.dims[1:-1])
+        return inner * _inverse_power(reshape(total, inner.dims) * alpha + bias, beta)
 
     return channels_last(x, data_format, compute)
+
+
+def _inverse_power(x: Tensor, exponent: float) -> Tensor:
+    """x to minus the exponent, by square roots where they give it."""
+    if exponent == 0.5:
+        return rsqrt(x)
+    if exponent == 0.75:
+        root = rsqrt(x)
+        return root * sqrt(root)
+    return power(x, -exponent)
 
 
 # ---- between depth and space -------------------------------------------------------------------

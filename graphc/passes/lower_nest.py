@@ -77,11 +77,18 @@ def _par_terms(nest: Nest, strides: Sequence[Any]) -> tuple[Term, ...]:
 
 
 def _kernel(nest: Nest, buffers: Buffers, stages: Sequence[Stage], checks: int) -> LoopKernel:
-    """The nest as a kernel: the vector axis is the last parallel one, of at least size 1."""
+    """The nest as a kernel: the vector axis is the last parallel one, of at least size 1.
+
+    Axes known to be of size 1 come before it: they would leave lanes unused.
+    """
     axes, par = list(nest.axes), nest.par
     if not par:
         axes.append(1)
         par = (len(axes) - 1,)
+    longer = [a for a in par if axes[a] != 1]
+    if longer:
+        ones = [a for a in par if axes[a] == 1]
+        par = (*longer[:-1], *ones, longer[-1])
     return LoopKernel(tuple(axes), par, par[-1], buffers.dtypes(), tuple(stages), (), checks)
 
 

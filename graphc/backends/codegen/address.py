@@ -195,12 +195,25 @@ def _affine_guard(
     f: FunctionText, lanes: _Lanes, term: Guarded, first: str, coefficient: str
 ) -> None:
     """Lane i has index `first + coefficient * i`."""
-    indices = _ramp(f, first, coefficient)
-    limit = f.splat("i64", term.limit)
-    inside = f.value(f"icmp ult {_I64} {indices}, {limit}")
+    if coefficient == "1":
+        inside = _range_mask(f, f.sub(0, first), f.sub(term.limit, first))
+    else:
+        indices = _ramp(f, first, coefficient)
+        limit = f.splat("i64", term.limit)
+        inside = f.value(f"icmp ult {_I64} {indices}, {limit}")
     lanes.mask = both(f, lanes.mask, inside)
     lanes.pointer = f.offset(lanes.pointer, f.mul(first, term.step))
     lanes.step = f.add(lanes.step, f.mul(coefficient, term.step))
+
+
+def _range_mask(f: FunctionText, start: str, stop: str) -> str:
+    """The lanes from start up to stop, start <= stop: compared as bytes, a register for all."""
+    low = f.smax(f.smin(start, LANES), 0)
+    count = f.sub(f.smax(f.smin(stop, LANES), 0), low)
+    i8 = vector("i8")
+    first, width = (f.splat("i8", f.value(f"trunc i64 {x} to i8")) for x in (low, count))
+    lanes = "<" + ", ".join(f"i8 {i}" for i in range(LANES)) + ">"
+    return f.value(f"icmp ult {i8} {f.value(f'sub {i8} {lanes}, {first}')}, {width}")
 
 
 def _divided_guard(
