@@ -1,8 +1,8 @@
 """The workloads: each builds its graph and returns what to time.
 
-`call`, `chain`, `xent`, `layernorm` and `gemm` read variables and assign the result to a variable,
-so that nothing is copied in or out; `call100` feeds an array and fetches one; the training steps
-feed a NumPy batch and fetch the loss, and include the optimizer.
+`call`, `chain`, `xent` and `layernorm` read variables and assign the result to a variable, so that
+nothing is copied in or out; `gemm` feeds both matrices and assigns; `call100` feeds an array and
+fetches one; the training steps feed a NumPy batch and fetch the loss, and include the optimizer.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import networks
 import numpy as np
@@ -23,9 +24,12 @@ GEMM_SIZES = (128, 256, 512, 1024, 2048)
 
 @dataclass
 class Workload:
-    """A call to time, and how many floating-point operations it does (0: not counted)."""
+    """A call to time, how many floating-point operations it does (0: not counted), and what the
+    call fetches and feeds."""
 
     call: Callable[[], object]
+    fetches: Any
+    feeds: dict[gx.Tensor, np.ndarray]
     flop: float = 0.0
 
 
@@ -37,18 +41,26 @@ def _variable(*shape: int, rng: np.random.RandomState) -> gx.Variable:
     return gx.Variable(rng.randn(*shape).astype(np.float32))
 
 
-def _resident(session: gx.Session, *results: gx.Tensor) -> Callable[[], object]:
+def _run(
+    session: gx.Session, fetches: Any, feeds: dict[gx.Tensor, np.ndarray], flop: float = 0.0
+) -> Workload:
+    """`Session.run`, after initialising variables."""
+    session.run(gx.global_variables_initializer())
+    return Workload(lambda: session.run(fetches, feeds), fetches, feeds, flop)
+
+
+def _resident(session: gx.Session, *results: gx.Tensor) -> Workload:
     """Compute the results into variables of their shapes."""
     outputs = [gx.Variable(gx.zeros(tuple(r.dims), r.dtype)) for r in results]
     target = gx.group(*[v.assign(r) for v, r in zip(outputs, results, strict=True)])
     session.run(gx.global_variables_initializer())
-    return session.make_callable(target)
+    return Workload(session.make_callable(target), target, {})
 
 
 def call(session: gx.Session) -> Workload:
     """x + 1 for 8 numbers: what one run costs."""
     x = _variable(8, rng=_rng())
-    return Workload(_resident(session, x + 1))
+    return _resident(session, x + 1)
 
 
 def call100(session: gx.Session) -> Workload:
@@ -56,14 +68,14 @@ def call100(session: gx.Session) -> Workload:
     x = gx.placeholder("f32", (8,))
     y = x + 1
     value = _rng().randn(8).astype(np.float32)
-    return Workload(lambda: session.run(y, {x: value}))
+    return _run(session, y, {x: value})
 
 
 def _chain(session: gx.Session, n: int) -> Workload:
     rng = _rng()
     a, b, c, d, e = (_variable(n, rng=rng) for _ in range(5))
     y = gx.tanh(a * b + c) * d - gx.exp(-e * e)
-    return Workload(_resident(session, y))
+    return _resident(session, y)
 
 
 def chain_big(session: gx.Session) -> Workload:
@@ -83,32 +95,36 @@ def xent(session: gx.Session) -> Workload:
     labels = gx.Variable(rng.randint(0, 1000, 4096).astype(np.int64), trainable=False)
     loss = gx.mean(nn.sparse_softmax_cross_entropy_with_logits(labels, x))
     (gradient,) = gx.gradients(loss, [x])
-    return Workload(_resident(session, loss, gradient))
+    return _resident(session, loss, gradient)
 
 
 def layernorm(session: gx.Session) -> Workload:
     """Layer normalization of 4096 x 1024 with scale and offset."""
     rng = _rng()
     x, scale, offset = (_variable(*s, rng=rng) for s in ((4096, 1024), (1024,), (1024,)))
-    return Workload(_resident(session, nn.layer_norm(x, scale, offset)))
+    return _resident(session, nn.layer_norm(x, scale, offset))
 
 
 def gemm(session: gx.Session, n: int) -> Workload:
-    """A product of two n x n matrices."""
+    """A product of two n x n matrices, both fed: nothing is prepared before the call."""
     rng = _rng()
-    x, y = _variable(n, n, rng=rng), _variable(n, n, rng=rng)
-    return Workload(_resident(session, x @ y), 2.0 * n**3)
+    x, y = (gx.placeholder("f32", (n, n)) for _ in range(2))
+    result = gx.Variable(gx.zeros((n, n)))
+    feeds = {t: rng.randn(n, n).astype(np.float32) for t in (x, y)}
+    return _run(session, result.assign(x @ y).op, feeds, 2.0 * n**3)
 
 
 # ---- training steps ----------------------------------------------------------------------------
 
 
 def _training(
-    session: gx.Session, loss: gx.Tensor, optimizer: train.Optimizer, feeds: dict
-) -> Callable[[], object]:
-    step = optimizer.minimize(loss)
-    session.run(gx.global_variables_initializer())
-    return lambda: session.run([loss, step], feeds)
+    session: gx.Session,
+    loss: gx.Tensor,
+    optimizer: train.Optimizer,
+    feeds: dict[gx.Tensor, np.ndarray],
+    flop: float,
+) -> Workload:
+    return _run(session, [loss, optimizer.minimize(loss)], feeds, flop)
 
 
 def cs231n(session: gx.Session) -> Workload:
@@ -122,7 +138,7 @@ def cs231n(session: gx.Session) -> Workload:
     feeds = {t: rng.randn(64, 1000).astype(np.float32) for t in (x, y)}
     # forward and dW for both layers, dX for the second only
     flop = 2.0 * 64 * 1000 * 100 * 5
-    return Workload(_training(session, loss, train.SGD(1e-5), feeds), flop)
+    return _training(session, loss, train.SGD(1e-5), feeds, flop)
 
 
 def mlp(session: gx.Session) -> Workload:
@@ -136,7 +152,7 @@ def mlp(session: gx.Session) -> Workload:
     feeds = {x: rng.randn(128, 784).astype(np.float32), y: rng.randint(0, 10, 128)}
     weights = (784 * 512, 512 * 512, 512 * 10)
     flop = 2.0 * 128 * (3 * sum(weights) - weights[0])
-    return Workload(_training(session, loss, train.Adam(1e-3), feeds), flop)
+    return _training(session, loss, train.Adam(1e-3), feeds, flop)
 
 
 def lenet(session: gx.Session) -> Workload:
@@ -152,7 +168,7 @@ def lenet(session: gx.Session) -> Workload:
     feeds = {x: rng.randn(64, 28, 28, 1).astype(np.float32), y: rng.randint(0, 10, 64)}
     products = (24 * 24 * 25 * 20, 8 * 8 * 500 * 50, 800 * 500, 500 * 10)
     flop = 2.0 * 64 * (3 * sum(products) - products[0])
-    return Workload(_training(session, loss, train.Momentum(1e-4, 0.9), feeds), flop)
+    return _training(session, loss, train.Momentum(1e-4, 0.9), feeds, flop)
 
 
 def lstm(session: gx.Session) -> Workload:
@@ -172,7 +188,7 @@ def lstm(session: gx.Session) -> Workload:
     loss = gx.mean(gx.square(gx.stack(outputs)))
     feeds = {x: rng.randn(steps, batch, units).astype(np.float32)}
     flop = 2.0 * steps * batch * units * 4 * units * 5  # x @ w has no gradient of x
-    return Workload(_training(session, loss, train.SGD(0.1), feeds), flop)
+    return _training(session, loss, train.SGD(0.1), feeds, flop)
 
 
 def transformer(session: gx.Session) -> Workload:
@@ -182,9 +198,7 @@ def transformer(session: gx.Session) -> Workload:
     gradients = gx.gradients(gx.mean(gx.square(y)), [x, *gx.trainable_variables()])
     outputs = [gx.Variable(gx.zeros(tuple(g.dims))) for g in gradients if g is not None]
     target = gx.group(*[v.assign(g) for v, g in zip(outputs, gradients, strict=True)])
-    session.run(gx.global_variables_initializer())
-    feeds = {x: _rng().randn(8, 128, 256).astype(np.float32)}
-    return Workload(lambda: session.run(target, feeds))
+    return _run(session, target, {x: _rng().randn(8, 128, 256).astype(np.float32)})
 
 
 _NETWORKS: dict[str, Callable[[bool], Network]] = {
@@ -211,18 +225,14 @@ _TRAINED = (
 def _inferred(session: gx.Session, name: str, batch: int) -> Workload:
     """The logits of a batch, in a new array each time."""
     network = _NETWORKS[name](False)
-    session.run(gx.global_variables_initializer())
-    feeds = {network.x: network.feeds(batch)[network.x]}
-    return Workload(lambda: session.run(network.output, feeds))
+    return _run(session, network.output, {network.x: network.feeds(batch)[network.x]})
 
 
 def _trained(session: gx.Session, name: str, batch: int) -> Workload:
     """A whole step: loss, gradients, momentum 0.9 and moving statistics."""
     network = _NETWORKS[name](True)
     step = network.step(train.Momentum(1e-4, 0.9))
-    session.run(gx.global_variables_initializer())
-    feeds = network.feeds(batch)
-    return Workload(lambda: session.run([network.loss, step], feeds))
+    return _run(session, [network.loss, step], network.feeds(batch))
 
 
 WORKLOADS: dict[str, Callable[[gx.Session], Workload]] = {

@@ -1,0 +1,159 @@
+"""A workload in JAX, each step one jitted function: `python benchmarks/peer_jax.py WORKLOAD`.
+
+The fully connected networks and the numerical workloads; training state is donated, batches are
+NumPy arrays, losses come back as Python numbers.  Prints one line of JSON, as run.py does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+
+from timing import measure, peak_rss_mb, pin_if_single
+
+Call = Callable[[], object]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("workload")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--secs", type=float, default=4.0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    ARGUMENTS = _arguments()
+    pin_if_single(ARGUMENTS.threads)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax import lax  # noqa: E402
+
+RNG = np.random.RandomState(0)
+
+
+def _array(*shape: int) -> np.ndarray:
+    return RNG.randn(*shape).astype(np.float32)
+
+
+def _resident(f: Callable, *inputs: np.ndarray) -> Call:
+    compiled = jax.jit(f)
+    arrays = [jnp.asarray(a) for a in inputs]
+    return lambda: jax.block_until_ready(compiled(*arrays))
+
+
+def _call100() -> Call:
+    f, x = jax.jit(lambda x: x + 1), _array(8)
+    return lambda: np.asarray(f(x))
+
+
+def _chain(n: int) -> Call:
+    f = lambda a, b, c, d, e: jnp.tanh(a * b + c) * d - jnp.exp(-e * e)  # noqa: E731
+    return _resident(f, *(_array(n) for _ in range(5)))
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    logs = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(logs, labels[:, None], 1).mean()
+
+
+def _xent() -> Call:
+    labels = RNG.randint(0, 1000, 4096)
+    return _resident(jax.value_and_grad(_cross_entropy), _array(4096, 1000), labels)
+
+
+def _layernorm() -> Call:
+    def f(x: jax.Array, scale: jax.Array, offset: jax.Array) -> jax.Array:
+        centred = x - x.mean(1, keepdims=True)
+        spread = lax.rsqrt((centred * centred).mean(1, keepdims=True) + 1e-5)
+        return centred * spread * scale + offset
+
+    return _resident(f, _array(4096, 1024), _array(1024), _array(1024))
+
+
+def _steps(state: object, step: Callable, *feeds: np.ndarray) -> Call:
+    """Training: the state stays on the device, the loss comes back."""
+    compiled = jax.jit(step, donate_argnums=0)
+    held = [jax.tree.map(jnp.asarray, state)]
+
+    def run() -> float:
+        held[0], loss = compiled(held[0], *feeds)
+        return float(loss)
+
+    return run
+
+
+def _cs231n() -> Call:
+    def loss(weights: list, x: jax.Array, y: jax.Array) -> jax.Array:
+        return ((jax.nn.relu(x @ weights[0]) @ weights[1] - y) ** 2).sum(1).mean()
+
+    def step(weights: list, x: jax.Array, y: jax.Array) -> tuple:
+        value, grads = jax.value_and_grad(loss)(weights, x, y)
+        return [w - 1e-5 * g for w, g in zip(weights, grads, strict=True)], value
+
+    weights = [_array(1000, 100) * 0.03, _array(100, 1000) * 0.1]
+    return _steps(weights, step, _array(64, 1000), _array(64, 1000))
+
+
+def _mlp() -> Call:
+    def loss(layers: list, x: jax.Array, labels: jax.Array) -> jax.Array:
+        for w, b in layers[:-1]:
+            x = jax.nn.relu(x @ w + b)
+        return _cross_entropy(x @ layers[-1][0] + layers[-1][1], labels)
+
+    def step(state: tuple, x: jax.Array, labels: jax.Array) -> tuple:
+        layers, first, second, t = state
+        value, grads = jax.value_and_grad(loss)(layers, x, labels)
+        t = t + 1
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, grads)
+        rate = 1e-3 * jnp.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        move = lambda p, m, v: p - rate * m / (jnp.sqrt(v) + 1e-8)  # noqa: E731
+        return (jax.tree.map(move, layers, first, second), first, second, t), value
+
+    sizes = (784, 512, 512, 10)
+    layers = [
+        (_array(a, b) / np.float32(np.sqrt(a)), np.zeros(b, np.float32))
+        for a, b in itertools.pairwise(sizes)
+    ]
+    zeros = jax.tree.map(np.zeros_like, layers)
+    state = (layers, zeros, jax.tree.map(np.copy, zeros), np.float32(0))
+    return _steps(state, step, _array(128, 784), RNG.randint(0, 10, 128))
+
+
+_WORKLOADS: dict[str, Callable[[], Call]] = {
+    "call": lambda: _resident(lambda x: x + 1, _array(8)),
+    "call100": _call100,
+    "chain_big": lambda: _chain(10_000_000),
+    "chain_small": lambda: _chain(65_536),
+    "xent": _xent,
+    "layernorm": _layernorm,
+    "cs231n": _cs231n,
+    "mlp": _mlp,
+    **{
+        f"gemm{n}": partial(lambda n: _resident(jnp.matmul, _array(n, n), _array(n, n)), n)
+        for n in (128, 256, 512, 1024, 2048)
+    },
+}
+
+
+def main() -> None:
+    a = ARGUMENTS
+    if a.workload not in _WORKLOADS:
+        raise SystemExit(f"no workload {a.workload!r} in JAX")
+    found = measure(_WORKLOADS[a.workload](), a.secs)
+    result = {"peer": "jax", "workload": a.workload, "threads": a.threads, "mode": "jit"}
+    rounded = {k: round(v, 6) for k, v in found.items()}
+    rest = {"version": jax.__version__, "peak_rss_mb": round(peak_rss_mb(), 1)}
+    print(json.dumps({**result, **rounded, **rest}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
