@@ -29,6 +29,7 @@ class ContractionMaps:
 
     a, b    of the A and B operands: inputs 0 and 1, exchanged if `swap`
     out     of the output, over batch, m and n axes
+    shift   of the output, added to each index (none: 0)
     A guarded index outside its dimension reads 0.
     """
 
@@ -40,6 +41,7 @@ class ContractionMaps:
     b: tuple[Index, ...]
     out: tuple[OutputIndex, ...]
     swap: bool = False
+    shift: tuple[DimLike, ...] = ()
 
     @property
     def extents(self) -> tuple[DimLike, ...]:

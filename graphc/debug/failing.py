@@ -67,7 +67,11 @@ class Failing:
                     arrays[id(value)] = self._start(step, j, inputs)
                 operands.append(arrays[id(value)])
             try:
-                faults = interpret(step.kernel, operands, kernel_sizes(step.kernel, self.sizes))
+                faults = [
+                    fault
+                    for kernel in step.kernels
+                    for fault in interpret(kernel, operands, kernel_sizes(kernel, self.sizes))
+                ]
             except OutsideBufferError as error:
                 node = f"kernel '{step.label}'"
                 raise FoundError(

@@ -110,7 +110,7 @@ def check_steps(
                 unstored = isinstance(value, Tensor) and id(value) not in fusion.stored
                 raise FoundError(replace(error.finding, stage="fuse")) if unstored else error
         try:
-            judge.run(step.kernel, kernel_sizes(step.kernel, sizes))
+            judge.run([(k, kernel_sizes(k, sizes)) for k in step.kernels])
         except FoundError as error:
             group = _group(fusion, step)
             if explain is None or group is None:
@@ -134,7 +134,7 @@ def _group(fusion: Fusion, step: LoweredStep) -> Group | None:
 
 
 class Judge:
-    """Compares what a step's kernel gives, interpreted on right operands, with the reference."""
+    """Compares what a step's kernels give, interpreted on right operands, with the reference."""
 
     def __init__(self, stage: str, step: LoweredStep, buffers: Buffers, sizes: Sizes) -> None:
         self.stage = stage
@@ -150,12 +150,12 @@ class Judge:
             Finding(self.stage, message, "", node, locs, difference, step, replay=REPLAY)
         )
 
-    def run(self, kernel: Kernel, known: dict[Dim, int]) -> None:
-        """Raise FoundError where `kernel` with these sizes is not what the step means."""
+    def run(self, kernels: Sequence[tuple[Kernel, dict[Dim, int]]]) -> None:
+        """Raise FoundError where kernels with these sizes are not what the step means."""
         step, buffers = self.step, self.buffers
         arrays = step_buffers(step, buffers, self.sizes)
         try:
-            faults = interpret(kernel, arrays, known)
+            faults = [f for kernel, known in kernels for f in interpret(kernel, arrays, known)]
         except OutsideBufferError as error:
             raise self.found(str(error)) from None
         except (LookupError, TypeError, ValueError) as error:
@@ -169,7 +169,8 @@ class Judge:
             runs = []
             for seed in range(count):
                 again = step_buffers(step, buffers, self.sizes)
-                interpret(kernel, again, known, Rounding(seed))
+                for kernel, known in kernels:
+                    interpret(kernel, again, known, Rounding(seed))
                 runs.append((arrays[j], again[j]))
             return runs
 

@@ -85,7 +85,7 @@ class KernelCode:
         plan: Plan,
         step: Step,
         lowered: LoweredStep | None,
-        address: int,
+        addresses: Sequence[int],
         sizes: Sizes,
     ) -> None:
         self.step = step
@@ -94,7 +94,8 @@ class KernelCode:
             zip(sizes_of(self.kernel), (evaluate(d, sizes) for d in step.sizes), strict=True)
         )
         self.blocks = evaluate(step.blocks, sizes)
-        self._function = _KERNEL(address)
+        self.key = (step.kernel, tuple(self.sizes.values()))
+        self._function = _KERNEL(addresses[step.kernel])
         self._lowered = lowered
 
     def found(self, message: str, difference: Difference | None = None) -> FoundError:
@@ -162,6 +163,7 @@ class KernelCode:
         step = -(-self.blocks // SINGLE_BLOCKS)
         ranges = [(i, min(self.blocks, i + step)) for i in range(0, self.blocks, step)]
         shuffled = [ranges[i] for i in np.random.default_rng(0).permutation(len(ranges))]
+        made = self._made(operands)
         other = [a.copy() for a in operands]
         for j in self.step.writes:
             other[j].view(np.uint8)[:] = 0x3C if other[j].dtype != np.bool_ else 1
@@ -171,32 +173,41 @@ class KernelCode:
         ):
             again, _ = self.run(start, order, 0x5B)
             for j in self.step.writes:
-                wrong = again[j].view(np.uint8) != whole[j].view(np.uint8)
-                if wrong.any():
-                    at = np.flatnonzero(wrong) // again[j].dtype.itemsize
-                    mask = np.zeros(again[j].shape, bool)
-                    mask[at] = True
+                mask = _unlike(again[j], whole[j]) & made[j]
+                if mask.any():
                     difference = first_wrong(whole[j], again[j], mask)
                     raise self.found(f"its blocks, {what}, give other bits", difference)
         self._apart(operands, ranges)
+
+    def _made(self, operands: Sequence[Array]) -> dict[int, Array]:
+        """Where each result is written: everywhere, but for a step of several kernels."""
+        if self._lowered is None or not self._lowered.others:
+            return {j: np.ones(operands[j].shape, bool) for j in self.step.writes}
+        return self._written(self._filled(operands), (0, self.blocks))
+
+    def _filled(self, operands: Sequence[Array]) -> list[list[Array]]:
+        """The operands beside results that hold zeros, and others."""
+        runs = []
+        for fill in (0x00, 0x01):
+            start = [a.copy() for a in operands]
+            for j in self.step.writes:
+                start[j].view(np.uint8)[:] = fill
+            runs.append(start)
+        return runs
+
+    def _written(self, runs: Sequence[Sequence[Array]], piece: tuple[int, int]) -> dict[int, Array]:
+        """Where a range of blocks writes: elements whose bits do not depend on what was there."""
+        one, two = [self.run(start, [piece])[0] for start in runs]
+        return {j: ~_unlike(one[j], two[j]) for j in self.step.writes}
 
     def _apart(self, operands: Sequence[Array], ranges: Sequence[tuple[int, int]]) -> None:
         """No element is written by two ranges of blocks."""
         if len(ranges) < 2:
             return
-        runs = []
-        for fill in (0x00, 0x01):  # an element whose bits a range does not depend on was written
-            start = [a.copy() for a in operands]
-            for j in self.step.writes:
-                start[j].view(np.uint8)[:] = fill
-            runs.append(start)
+        runs = self._filled(operands)
         owner = {j: np.full(operands[j].shape, -1) for j in self.step.writes}
         for number, piece in enumerate(ranges):
-            both = [self.run(start, [piece])[0] for start in runs]
-            for j in self.step.writes:
-                kept = both[0][j].view(np.uint8) != both[1][j].view(np.uint8)
-                size = operands[j].dtype.itemsize
-                written = ~kept.reshape(-1, size).any(1)
+            for j, written in self._written(runs, piece).items():
                 twice = written & (owner[j] >= 0)
                 if twice.any():
                     at = int(np.argmax(twice))
@@ -205,6 +216,12 @@ class KernelCode:
                         f"argument {j}"
                     )
                 owner[j][written] = number
+
+
+def _unlike(a: Array, b: Array) -> Array:
+    """Which elements differ in any bit."""
+    different: Array = a.view(np.uint8) != b.view(np.uint8)
+    return np.asarray(different.reshape(-1, a.dtype.itemsize).any(1))
 
 
 def step_operands(lowered: LoweredStep, known: Mapping[int, Array], sizes: Sizes) -> list[Array]:

@@ -80,6 +80,7 @@ class PlanCheck:
     ) -> None:
         self.fusion = fusion
         self.steps = list(steps)
+        self.launched = [s for s in self.steps for _ in s.kernels]  # what each plan step is for
         self.plan = plan
         self.places = places
         self.sizes = sizes
@@ -99,11 +100,12 @@ class PlanCheck:
         """Raise FoundError where the plan is wrong."""
         self._borders()
         self._slots()
-        for i, step in enumerate(self.plan.steps):
-            if i < len(self.steps):
-                self._step(i, step, self.steps[i])
-            else:
-                self._commit_copy(i, step)
+        i = 0
+        for lowered in self.steps:
+            self._step(i, lowered)
+            i += len(lowered.kernels)
+        for n, step in enumerate(self.plan.steps[i:], i):
+            self._commit_copy(n, step)
         self._results()
         self._commit()
         self._waits()
@@ -122,13 +124,25 @@ class PlanCheck:
             if [b.type for b in borders] != [t.type for t in tensors]:
                 raise self.found("its inputs, outputs or variables are not the program's")
 
-    def _step(self, i: int, step: Step, lowered: LoweredStep) -> None:
+    def _launches(self, first: int, lowered: LoweredStep) -> None:
+        """Every kernel of a step is launched, on the step's arguments."""
+        launches = self.plan.steps[first : first + len(lowered.kernels)]
+        if len(launches) != len(lowered.kernels):
+            raise self.found(f"'{lowered.label}' is not launched")
+        for i, (step, kernel) in enumerate(zip(launches, lowered.kernels, strict=True), first):
+            count = sum(r.kind != "fault" for r in step.args)
+            if count != len(lowered.args) or step.writes != lowered.writes:
+                raise self.found(f"step {i} has other arguments than its kernel", step)
+            if step.args != launches[0].args:
+                raise self.found(f"step {i} has other arguments than the step it is part of", step)
+            if self.plan.kernels[step.kernel].bufs != kernel.bufs:
+                raise self.found("another kernel is launched than was lowered", step)
+
+    def _step(self, i: int, lowered: LoweredStep) -> None:
+        self._launches(i, lowered)
+        step = self.plan.steps[i]
         refs = [r for r in step.args if r.kind != "fault"]
         places = self.places[i]
-        if len(refs) != len(lowered.args) or step.writes != lowered.writes:
-            raise self.found(f"step {i} has other arguments than its kernel", step)
-        if self.plan.kernels[step.kernel].bufs != lowered.kernel.bufs:
-            raise self.found("another kernel is launched than was lowered", step)
         for j, (ref, value) in enumerate(zip(refs, lowered.args, strict=True)):
             if j not in step.writes:
                 self._read(i, step, ref, value, places[j])
@@ -171,9 +185,11 @@ class PlanCheck:
         for k, place in enumerate(places):
             if k in step.writes or not overlap(place, places[j]):
                 continue
-            known = kernel_sizes(lowered.kernel, self.sizes)
             apart = place[1] != places[j][1]
-            if apart or overwritten_early(lowered.kernel, k, j, known):
+            if apart or any(
+                overwritten_early(kernel, k, j, kernel_sizes(kernel, self.sizes))
+                for kernel in lowered.kernels
+            ):
                 raise self.found(
                     f"step {i} writes {_name(lowered.args[j])} over {_name(lowered.args[k])} "
                     "before it has read all of it",
@@ -229,7 +245,7 @@ class PlanCheck:
     def _slots(self) -> None:
         """Every value fits its place, and every place is inside the arena."""
         arena = self.plan.arena_bytes(self.sizes)
-        for i, (step, lowered) in enumerate(zip(self.plan.steps, self.steps, strict=False)):
+        for i, (step, lowered) in enumerate(zip(self.plan.steps, self.launched, strict=False)):
             for place, value in zip(self.places[i], lowered.args, strict=False):
                 if place[0] != "slot":
                     continue
@@ -250,6 +266,8 @@ class PlanCheck:
             if i == self.plan.commit and i:
                 running = {}
             for k, other in running.items():
+                if i < len(self.launched) and self.launched[i] is self.launched[k]:
+                    continue  # kernels of one step make elements of their own
                 for j, a in enumerate(self.places[i]):
                     for m, b in enumerate(self.places[k]):
                         if (j in step.writes or m in other.writes) and overlap(a, b):

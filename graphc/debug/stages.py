@@ -318,14 +318,17 @@ class _Check:
             known.update((id(v), buffers.of(v)) for v in s.args)
         codes: dict[Any, tuple[KernelCode, list[Array]]] = {}
         judged: set[Any] = set()
-        for i, step in enumerate(plan.steps[: len(ordered)]):  # copies show in the whole plan
-            code = KernelCode(plan, step, ordered[i], addresses[step.kernel], sizes)
-            key = (step.kernel, tuple(code.sizes.values()))
-            if (key, id(ordered[i].kernel)) not in judged:
-                judged.add((key, id(ordered[i].kernel)))
-                Judge("plan_memory", ordered[i], buffers, sizes).run(code.kernel, code.sizes)
-            if key not in codes:
-                codes[key] = code, step_operands(ordered[i], known, sizes)
+        launches = iter(plan.steps)  # copies, the last of them, show in the whole plan
+        for s in ordered:
+            here = [KernelCode(plan, next(launches), s, addresses, sizes) for _ in s.kernels]
+            keys = tuple(code.key for code in here)
+            if (keys, id(s.kernel)) not in judged:
+                judged.add((keys, id(s.kernel)))
+                judge = Judge("plan_memory", s, buffers, sizes)
+                judge.run([(code.kernel, code.sizes) for code in here])
+            for code in here:
+                if code.key not in codes:
+                    codes[code.key] = code, step_operands(s, known, sizes)
         require_survival(list(codes.values()))
         for code, operands in codes.values():
             code.check(operands)

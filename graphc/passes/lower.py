@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from graphc.kernel import Contraction, Cut
+from graphc.kernel import Contraction, Cut, Kernel
 from graphc.node import Tensor
 from graphc.passes.fuse import Fusion, Group
 from graphc.passes.lower_contraction import lower_contraction
@@ -57,9 +57,11 @@ def lower_group(fusion: Fusion, group: Group) -> list[LoweredStep]:
 
 
 def _cut(steps: Sequence[LoweredStep], cut_of: CutOf) -> None:
+    def cut(k: Kernel) -> Kernel:
+        return replace(k, cut=cut_of(k)) if isinstance(k, Contraction) else k
+
     for s in steps:
-        if isinstance(s.kernel, Contraction):
-            s.kernel = replace(s.kernel, cut=cut_of(s.kernel))
+        s.kernel, s.others = cut(s.kernel), tuple(map(cut, s.others))
 
 
 class _Template:
@@ -89,7 +91,7 @@ class _Template:
                 else:
                     args.append(values[n])
             checks = tuple(replace(c, loc=group.members[c.member].node.loc) for c in s.checks)
-            steps.append(LoweredStep(s.kernel, tuple(args), s.writes, s.label, locs, checks))
+            steps.append(replace(s, args=tuple(args), locs=locs, checks=checks))
         return steps
 
 

@@ -1,13 +1,14 @@
 """Contraction groups: operand maps to a contraction kernel with its epilogue.
 
 Integer products, which no packed kernel computes, become loop kernels of the same maps; the tests
-use that form as the oracle of the packed one.  Imports: operands, contraction_axes, fuse, kernel,
-contraction_maps.
+use that form as the oracle of the packed one.
+Imports: operands, contraction_axes, phases, fuse, kernel, contraction_maps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from graphc import dims
 from graphc.contraction_maps import ContractionMaps, matmul_maps
@@ -35,7 +36,9 @@ from graphc.passes.operands import (
     label_of,
     locations_of,
 )
+from graphc.passes.phases import phases
 from graphc.passes.views import View
+from graphc.types import DType
 
 ROW = 16
 """Fewest elements of a row worth a reduction along it: each ends with one across lanes."""
@@ -53,15 +56,21 @@ def maps_of(node: Node) -> ContractionMaps:
 
 
 def lower_contraction(fusion: Fusion, group: Group) -> list[LoweredStep]:
-    """One kernel per contraction."""
-    return [_Contraction(fusion, group).step()]
+    """A step of one kernel, or of one for each phase of the result."""
+    maps = maps_of(group.head)
+    whole = _Contraction(fusion, group, maps).step()
+    parts = phases(maps)
+    if len(parts) == 1 or whole.checks or not group.head.types[0].dtype.is_float:
+        return [whole]
+    first, *others = (_Contraction(fusion, group, part).step() for part in parts)
+    return [replace(first, others=tuple(s.kernel for s in others))]
 
 
 class _Contraction:
-    def __init__(self, fusion: Fusion, group: Group) -> None:
+    def __init__(self, fusion: Fusion, group: Group, maps: ContractionMaps) -> None:
         self.fusion = fusion
         self.group = group
-        self.maps = maps_of(group.head)
+        self.maps = maps
         self.buffers = Buffers()
         self.checks = Checks()
         a, b = group.head.inputs[:2]
@@ -69,6 +78,7 @@ class _Contraction:
             a, b = b, a
         self.views = (fusion.views.of(a), fusion.views.of(b))
         self.shapes = (a.dims, b.dims)
+        self.sums_nothing = out_of_reach(maps, group.head.types[0].dtype)
 
     def step(self) -> LoweredStep:
         a = self._operand(0, self.maps.a)
@@ -101,7 +111,12 @@ class _Contraction:
         return Access(buffer, tuple(terms), offset)
 
     def _terms(self, view: View, reduced: bool) -> tuple[tuple[Term, ...], DimLike]:
-        return self._out_terms(view.strides), view.offset
+        return self._out_terms(view.strides), dims.add(view.offset, self._moved(view.strides))
+
+    def _moved(self, strides: Sequence[DimLike]) -> DimLike:
+        """Where the first element lies that is computed, in elements."""
+        shifts = self.maps.shift or (0,) * len(strides)
+        return dims.total(dims.mul(n, s) for n, s in zip(shifts, strides, strict=True))
 
     def _out_terms(self, strides: Sequence[DimLike]) -> tuple[Term, ...]:
         return tuple(
@@ -113,13 +128,16 @@ class _Contraction:
     def _stores(self) -> tuple[Store, ...]:
         expressions = Expressions(self.fusion, self.group, self.buffers, self.checks, self._terms)
         out = self.group.head.outputs[0]
-        expressions.made[id(out)] = Expr("acc", (), 0, out.dtype)
+        nothing = Expr("const", (), 0.0, out.dtype)
+        sums = Expr("acc", (), 0, out.dtype)
+        expressions.made[id(out)] = nothing if self.sums_nothing else sums
         stores = []
         for t in self.group.members:
             if t is not out:
                 expressions.elementwise(t, False)
             if id(t) in self.fusion.stored:
-                access = Access(self.buffers.of(t, write=True), self._out_terms(contiguous(t.dims)))
+                terms, start = self._terms(View(t, contiguous(t.dims)), False)
+                access = Access(self.buffers.of(t, write=True), terms, start)
                 stores.append(Store(access, expressions.made[id(t)]))
         return tuple(stores)
 
@@ -129,6 +147,8 @@ class _Contraction:
         bufs = self.buffers.dtypes()
         axes = (*m.batch, *m.m, *m.n, *m.k)
         outer = len(axes) - len(m.k)
+        if self.sums_nothing:
+            return _map(axes[:outer], bufs, stores, len(self.checks.sites))
         rows = self._by_rows(a, b)
         if dtype.is_float and not self.checks.sites and not rows:
             return fewest_axes(Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype))
@@ -160,6 +180,19 @@ class _Contraction:
             return False
         k = len(m.batch) + len(m.m) + len(m.n)
         return all(_is_contiguous(access, k) for access in (a, b))
+
+
+def out_of_reach(maps: ContractionMaps, dtype: DType) -> bool:
+    """Whether there is nothing to sum: the result is the epilogue of 0."""
+    return dtype.is_float and 0 in maps.k
+
+
+def _map(
+    axes: tuple[DimLike, ...], bufs: tuple[DType, ...], stores: tuple[Store, ...], checks: int
+) -> LoopKernel:
+    axes = axes or (1,)
+    par = tuple(range(len(axes)))
+    return LoopKernel(axes, par, par[-1], bufs, (Stage((), (), stores),), (), checks)
 
 
 def _is_contiguous(access: Access, axis: int) -> bool:

@@ -63,7 +63,11 @@ class CheckSite:
 
 @dataclass(eq=False)
 class LoweredStep:
-    """A kernel and the values it is launched on."""
+    """A kernel and the values it is launched on.
+
+    Kernels in `others` are launched on the same values, at the same time or in any order: each
+    makes elements of its own, at positions where alone it reads what it writes over.
+    """
 
     kernel: Kernel
     args: tuple[Value, ...]
@@ -71,6 +75,11 @@ class LoweredStep:
     label: str
     locs: tuple[Location, ...]
     checks: tuple[CheckSite, ...] = ()
+    others: tuple[Kernel, ...] = ()
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        return (self.kernel, *self.others)
 
 
 class Buffers:

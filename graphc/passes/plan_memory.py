@@ -9,6 +9,7 @@ Imports: plan, kernel, operands, fuse, program, place, facts, share_kernels.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -181,9 +182,8 @@ class _Planner:
 
     def _in_place(self, step: LoweredStep, old: Value, new: Value) -> bool:
         b = next(j for j, v in enumerate(step.args) if v is new)
-        return all(
-            self.facts.may_share(step.kernel, j, b) for j, v in enumerate(step.args) if v is old
-        )
+        olds = [j for j, v in enumerate(step.args) if v is old]
+        return all(self.facts.may_share(kernel, j, b) for kernel in step.kernels for j in olds)
 
     # ---- the arena
 
@@ -252,10 +252,15 @@ class _Planner:
 
     def _commit(self) -> int:
         """The first step that may write state: after the last that can fail."""
+        launches = self._launches()
         if not self.program.updates:
-            return len(self.steps) + len(self.copies)
+            return launches[-1] + len(self.copies)
         last_check = max([i for i, s in enumerate(self.steps) if s.checks], default=-1)
-        return last_check + 1
+        return launches[last_check + 1]
+
+    def _launches(self) -> list[int]:
+        """For each step and the end, how many kernels are launched before."""
+        return list(itertools.accumulate((len(s.kernels) for s in self.steps), initial=0))
 
     def _rows(self) -> list[tuple[LoweredStep, tuple[Ref, ...]]]:
         rows: list[tuple[LoweredStep, tuple[Ref, ...]]] = []
@@ -274,28 +279,34 @@ class _Planner:
     def _table(
         self, rows: Sequence[tuple[LoweredStep, tuple[Ref, ...]]], blocks_of: BlocksOf
     ) -> tuple[tuple[Kernel, ...], tuple[Step, ...]]:
-        distinct = {id(s.kernel): s.kernel for s, _ in rows}
+        distinct = {id(k): k for s, _ in rows for k in s.kernels}
         shared = share_kernels(list(distinct.values()))
         kernels: dict[Kernel, int] = {}
         made: dict[int, tuple[int, tuple[DimLike, ...], DimLike]] = {}
         for (key, kernel), found in zip(distinct.items(), shared, strict=True):
             number = kernels.setdefault(found.kernel, len(kernels))
             made[key] = number, found.sizes, blocks_of(kernel)
-        waits = find_waits(rows, self.slots)
-        steps = []
-        for (s, refs), wait in zip(rows, waits, strict=True):
-            number, sizes, blocks = made[id(s.kernel)]
-            steps.append(Step(number, refs, s.writes, sizes, blocks, wait, s.label, s.locs))
+        steps: list[Step] = []
+        first: list[int] = []
+        for (s, refs), wait in zip(rows, find_waits(rows, self.slots), strict=True):
+            first.append(len(steps))
+            for k in s.kernels:
+                number, sizes, blocks = made[id(k)]
+                wait_from = first[wait] if wait >= 0 and k is s.kernel else -1
+                step = Step(number, refs, s.writes, sizes, blocks, wait_from, s.label, s.locs)
+                steps.append(step)
         return tuple(kernels), tuple(steps)
 
     def _uses(self) -> tuple[BufferUse, ...]:
+        launches = self._launches()
+        launches.append(launches[-1] + 1)  # copies come after the steps
         return tuple(
             BufferUse(
                 name_of(p.value),
                 self.slot_of[p.block],
                 self.facts.exact_bytes(p.value),
-                p.first,
-                p.last,
+                launches[p.first],
+                launches[p.last + 1] - 1,
                 p.in_place_of,
             )
             for p in self.places

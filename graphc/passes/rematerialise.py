@@ -20,7 +20,7 @@ from math import prod
 
 import numpy as np
 
-from graphc.kernel import Contraction
+from graphc.kernel import Contraction, Kernel
 from graphc.passes.estimate import Estimate
 from graphc.passes.facts import Facts
 from graphc.passes.fuse import Fusion
@@ -211,7 +211,8 @@ class Order:
         gains = {
             i: self._gain(i)
             for i in range(self.turn)
-            if i not in self.fixed and not isinstance(self.steps[i].kernel, Contraction)
+            if i not in self.fixed
+            and not any(isinstance(k, Contraction) for k in self.steps[i].kernels)
         }
         wanted = sorted((i for i in gains if gains[i]), key=lambda i: self.work[i] / gains[i])
         left = part * sum(gains.values())
@@ -378,8 +379,11 @@ def _again(value: Value) -> Partial:
 
 
 def _work(step: LoweredStep, estimate: Estimate) -> float:
-    points = float(prod(estimate.of(a) for a in step.kernel.axes))
-    return points / CONTRACTION_DISCOUNT if isinstance(step.kernel, Contraction) else points
+    def points(kernel: Kernel) -> float:
+        found = float(prod(estimate.of(a) for a in kernel.axes))
+        return found / CONTRACTION_DISCOUNT if isinstance(kernel, Contraction) else found
+
+    return sum(map(points, step.kernels))
 
 
 def _alive(
