@@ -78,19 +78,18 @@ def emit_tile(
 
     `depth` is the number of steps, or the runs they come in.
     """
-    sums = _initial(f, t, c, first)
+    sums = initial_sums(f, t, c, first)
     if isinstance(depth, Runs):
         sums = _sum_runs(f, t, a, b, depth, sums)
     else:
         sums = _sum_steps(f, t, a, b, depth, sums)
-    for (place, v), x in zip(_places(t), sums, strict=True):
-        f.emit(f"store {t.vector(v)} {x}, ptr {f.offset(c, place)}, align {t.aligned(v)}")
+    store_sums(f, t, c, sums)
 
 
 def _sum_runs(f: FunctionText, t: Tile, a: str, b: str, runs: Runs, sums: list[str]) -> list[str]:
     """Add the runs some row needs."""
     pointers = [("ptr", p) for p in (a, b, runs.lengths, runs.needed)]
-    loop = f.open_loop(0, runs.count, 1, [*pointers, *_typed(t, sums)])
+    loop = f.open_loop(0, runs.count, 1, [*pointers, *typed_sums(t, sums)])
     a, b, lengths, needed = loop.carried[:4]
     before = loop.carried[4:]
     length = f.value(f"load i64, ptr {lengths}, align 8")
@@ -104,7 +103,7 @@ def _sum_runs(f: FunctionText, t: Tile, a: str, b: str, runs: Runs, sums: list[s
     f.label(after)
     sums = [
         f.value(f"phi {kind} [ {x}, %{skipping} ], [ {y}, %{end} ]")
-        for (kind, x), y in zip(_typed(t, before), added, strict=True)
+        for (kind, x), y in zip(typed_sums(t, before), added, strict=True)
     ]
     following = [
         f.offset(a, f.mul(length, t.a_step)),
@@ -136,10 +135,12 @@ def _add_steps(
     sums: list[str],
 ) -> list[str]:
     """Add steps of k from one number to another, `unroll` at a time: where A and B go on, sums."""
-    loop = f.open_loop(*steps, unroll, [("ptr", at[0]), ("ptr", at[1]), *_typed(t, sums)])
+    loop = f.open_loop(*steps, unroll, [("ptr", at[0]), ("ptr", at[1]), *typed_sums(t, sums)])
     a, b, sums = loop.carried[0], loop.carried[1], loop.carried[2:]
     for u in range(unroll):
-        sums = _step(f, t, f.offset(a, u * t.a_step), f.offset(b, f.mul(u, t.b_step)), sums)
+        here = f.offset(a, u * t.a_step)
+        rows = [f.offset(here, r * t.a_row) for r in range(t.rows)]
+        sums = add_products(f, t, rows, f.offset(b, f.mul(u, t.b_step)), sums)
     following = [f.offset(a, unroll * t.a_step), f.offset(b, f.mul(unroll, t.b_step))]
     return f.close_loop(loop, [*following, *sums])
 
@@ -149,11 +150,17 @@ def _places(t: Tile) -> list[tuple[int, int]]:
     return [(r * t.c_row + v * t.vector_bytes, v) for r in range(t.rows) for v in range(t.vectors)]
 
 
-def _typed(t: Tile, sums: list[str]) -> list[tuple[str, str]]:
+def typed_sums(t: Tile, sums: list[str]) -> list[tuple[str, str]]:
     return [(t.vector(v), x) for (_, v), x in zip(_places(t), sums, strict=True)]
 
 
-def _initial(f: FunctionText, t: Tile, c: str, first: str) -> list[str]:
+def store_sums(f: FunctionText, t: Tile, c: str, sums: list[str]) -> None:
+    for (place, v), x in zip(_places(t), sums, strict=True):
+        f.emit(f"store {t.vector(v)} {x}, ptr {f.offset(c, place)}, align {t.aligned(v)}")
+
+
+def initial_sums(f: FunctionText, t: Tile, c: str, first: str) -> list[str]:
+    """What the sums of a tile begin with: 0 if `first`, else what is in C."""
     before, again, start = f.block, f.fresh("again"), f.fresh("start")
     f.branch_if(first, start, again)
     f.label(again)
@@ -165,16 +172,15 @@ def _initial(f: FunctionText, t: Tile, c: str, first: str) -> list[str]:
     f.label(start)
     return [
         f.value(f"phi {kind} [ zeroinitializer, %{before} ], [ {x}, %{again} ]")
-        for kind, x in _typed(t, partial)
+        for kind, x in typed_sums(t, partial)
     ]
 
 
-def _step(f: FunctionText, t: Tile, a: str, b: str, sums: list[str]) -> list[str]:
-    """One step of k: a broadcast of A per row against the vectors of B."""
+def add_products(f: FunctionText, t: Tile, a: list[str], b: str, sums: list[str]) -> list[str]:
+    """One step of k: a broadcast of A per row, at given addresses, against the vectors of B."""
     columns = [_column(f, t, f.offset(b, v * t.vector_bytes), v) for v in range(t.vectors)]
     following: list[str] = []
-    for r in range(t.rows):
-        address = f.offset(a, r * t.a_row)
+    for r, address in enumerate(a):
         one = f.value(f"load {t.scalar}, ptr {address}, align {t.itemsize}")
         rows = {n: f.splat(t.scalar, one, n) for n in {t.width(v): 0 for v in range(t.vectors)}}
         for v in range(t.vectors):

@@ -2,7 +2,7 @@
 
 Tiling follows from the contraction and the target alone, never from threads, and never changes
 bits: each element of C is one chain of fused multiply-adds however it is cut.
-Imports: targets, contract_access, kernel, dims, errors.
+Imports: targets, contract_access, contract_blocks, kernel, dims, errors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from graphc.backends.codegen.contract_access import (
     Group,
@@ -19,6 +19,7 @@ from graphc.backends.codegen.contract_access import (
     guards_axis,
     run_length,
 )
+from graphc.backends.codegen.contract_blocks import DEPTH, block, block_in_place
 from graphc.backends.codegen.targets import Target
 from graphc.dims import DimLike, atoms, ceildiv, evaluate, maximum, minimum, product
 from graphc.errors import ShapeError
@@ -26,9 +27,6 @@ from graphc.kernel import Access, Contraction, Cut, Term
 
 UNKNOWN_SIZE = 256
 """What tiling assumes of a size known only at run time."""
-
-DEPTH = 256
-"""Steps along k that one packed slice covers: a panel of A then stays in the L1 cache."""
 
 SPREAD_ROWS = 32
 """Fewest rows worth a block of their own when the number of rows is known only at run time."""
@@ -45,22 +43,16 @@ SKIPPED_RUN = 8
 SKIPPED_SHARE = 0.1
 """Share of A that must lie outside its guards before runs are tested."""
 
-SCRATCH_BYTES = 544 * 1024
-"""Stack a block may use for its packed slices and its tile of C."""
-
 ALIKE = 0.98
 """A register tile is preferred to the usual one where it costs less than this share."""
 
-WIDE_BYTES = 1024
-"""Columns of a block, in bytes, that there must be room for."""
-
-TALLEST = 144
-"""Most rows of a block."""
+IN_PLACE_RUN = 8
+"""Fewest elements of a run along k for rows to be read in place."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How one operand is packed.
+    """How one operand is packed.  Of the left one 'direct' means that rows are read in place.
 
     'rows'       [row][k], copied along k
     'panels'     [panel][k][row of panel], copied along the rows
@@ -71,6 +63,17 @@ class Packing:
 
     mode: str
     fused: int
+
+
+class Room(NamedTuple):
+    """What scratch memory is laid out for."""
+
+    rows: int  # of packed A
+    cols: int
+    depth: int
+    runs: int  # of k in A, in a slice
+    sums: int  # rows of C
+    packed: int  # elements of packed B
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Tiling:
     block_cols: DimLike
     depth: DimLike
     spread: DimLike  # blocks along rows of unknown number, as long as each has SPREAD_ROWS
-    most: tuple[int, int, int]  # rows, columns and depth that scratch memory is laid out for
+    most: Room
     half: bool  # the last vector of a tile has half the lanes
     skips: bool  # runs of k that lie outside for every row of a tile are skipped
     # (rows, vectors): up to so many rows, B is read in place by such tiles; for symbolic numbers
@@ -140,13 +143,13 @@ def cut_of(c: Contraction, target: Target) -> Cut:
         t.skips,
         t.few_rows,
     )
-    return Cut(code, (t.block_rows, t.block_cols, t.depth, t.spread))
+    return Cut(code, (t.block_rows, t.block_cols, t.depth, t.spread, *t.most))
 
 
 def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
     """The tiling that a kernel carries."""
     swapped, pack_left, pack_right, tile_rows, vectors, half, skips, few_rows = cut.code
-    block_rows, block_cols, depth, spread = cut.numbers
+    block_rows, block_cols, depth, spread, *_ = cut.numbers
     most: Any = cut.most or cut.numbers
     _, m, n, _ = groups(c)
     rows, cols, left, right = (n, m, c.b, c.a) if swapped else (m, n, c.a, c.b)
@@ -165,7 +168,7 @@ def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
         block_cols,
         depth,
         spread,
-        most[:3],
+        Room(*most[4:]),
         half,
         skips,
         few_rows,
@@ -186,7 +189,8 @@ def tile(c: Contraction, target: Target) -> Tiling:
     tile_rows, vectors = _register_tile(assumed_size(rows), cols.size, lanes, target)
     half = _half(cols.size, vectors, lanes)
     pack_left = _packing(left, rows, k, broadcast=True)
-    skips = _needed_share(c, left, rows, k) < 1
+    in_place = _rows_lie_in_runs(left, pack_left, k) and not _reads_in_place(right, rows, cols, k)
+    skips = _needed_share(c, left, rows, k) < 1 and not in_place
     if skips:
         rows = _guards_first(left, rows)
     pack_right = _packing(right, cols, k, broadcast=False)
@@ -197,16 +201,20 @@ def tile(c: Contraction, target: Target) -> Tiling:
     few_rows: tuple[tuple[int, int], ...] = ()
     if _may_be_few(rows.size) and not skips and _lies_in_vectors(right, cols, k):
         few_rows = ((1, 4), (min(IN_PLACE_ROWS, tile_rows), 2))
-    depth = _depth(k, pack_left.fused if skips else 0)
-    block_rows, block_cols = _block(
-        assumed_size(rows),
-        assumed_size(cols),
-        assumed_size(k),
-        tile_rows,
-        vectors * lanes,
-        depth,
-        c.dtype.itemsize,
-    )
+    depth = _depth(k, pack_left.fused if skips or in_place else 0)
+    sizes = (assumed_size(rows), assumed_size(cols), assumed_size(k))
+    if in_place:
+        pack_left = Packing("direct", pack_left.fused)
+        block_rows, block_cols, depth = block_in_place(
+            k.size, sizes, tile_rows, vectors * lanes, depth, c.dtype.itemsize
+        )
+        whole = isinstance(k.size, int) and k.size <= depth
+        few = -(-IN_PLACE_ROWS // tile_rows) * tile_rows
+        runs, sums = _runs(k, pack_left.fused, depth), max(few, tile_rows if whole else block_rows)
+        room = Room(few, block_cols, depth, runs, sums, block_cols * depth)
+    else:
+        block_rows, block_cols = block(*sizes, tile_rows, vectors * lanes, depth, c.dtype.itemsize)
+        room = Room(block_rows, block_cols, depth, depth, block_rows, block_cols * depth)
     return Tiling(
         rows,
         cols,
@@ -221,7 +229,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         block_cols,
         depth,
         _spread(rows, cols, block_cols),
-        (block_rows, block_cols, depth),
+        room,
         half,
         skips,
         few_rows,
@@ -367,34 +375,20 @@ def _depth(k: Group, fused: int) -> int:
     return max(-(-steps // unit) * unit, 4)
 
 
-def _room(tile_rows: int, tile_cols: int, itemsize: int) -> tuple[int, int]:
-    """The largest rows and columns of a block of such tiles: slices of DEPTH and C fit scratch."""
-    cols = -(-WIDE_BYTES // itemsize // tile_cols) * tile_cols
-    left = SCRATCH_BYTES // itemsize - cols * DEPTH
-    rows = min(left // (DEPTH + cols), TALLEST)
-    return max(rows // tile_rows, 1) * tile_rows, cols
+def _rows_lie_in_runs(left: Access, packing: Packing, k: Group) -> bool:
+    """Whether rows of the left operand can be read in place: in long enough runs along k."""
+    if packing.mode != "rows" or packing.fused == 0 or any(t.div != 1 for t in guarded(left)):
+        return False
+    whole = packing.fused == len(k.axes)
+    return whole or assumed(product(k.extents[len(k.extents) - packing.fused :])) >= IN_PLACE_RUN
 
 
-def _block(
-    rows: int, cols: int, k: int, tile_rows: int, tile_cols: int, depth: int, itemsize: int
-) -> tuple[int, int]:
-    """Rows and columns of a block, from a model of packing, edges and balance over cores."""
-    best = (float("inf"), tile_rows, tile_cols)
-    most_rows, most_cols = _room(tile_rows, tile_cols, itemsize)
-    tallest = max(min(most_rows // tile_rows, -(-rows // tile_rows)), 1)
-    widest = max(min(most_cols // tile_cols, -(-cols // tile_cols)), 1)
-    for tall in range(1, tallest + 1):
-        r = tall * tile_rows
-        down = -(-rows // r)
-        for wide in range(1, widest + 1):
-            w = wide * tile_cols
-            blocks = down * -(-cols // w)
-            work = k * (r * w / 16 + 0.5 * (r + w)) + r * w / 4 + 2000
-            # waiting for the last of 1 core (three times as likely as four), 2 (twice) or 4
-            cost = work * (3 * blocks + 4 * ((blocks + 1) // 2) + 4 * ((blocks + 3) // 4))
-            if cost < best[0]:
-                best = (cost, r, w)
-    return best[1], best[2]
+def _runs(k: Group, fused: int, depth: int) -> int:
+    """Most runs of k, its last `fused` axes, that a slice can reach into."""
+    run = product(k.extents[len(k.extents) - fused :])
+    most = -(-depth // max(run, 1)) + 1 if isinstance(run, int) else depth
+    outer = product(k.extents[: len(k.extents) - fused])
+    return min(most, outer) if isinstance(outer, int) else most
 
 
 def _packing(access: Access, free: Group, k: Group, *, broadcast: bool) -> Packing:

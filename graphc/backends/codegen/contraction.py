@@ -8,6 +8,7 @@ bits.  Imports: the other contract modules, targets, text, kernel.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from graphc.backends.codegen.contract_access import (
@@ -29,6 +30,7 @@ from graphc.backends.codegen.contract_packing import (
     pack_needed,
     pack_transposed,
 )
+from graphc.backends.codegen.contract_rows import RowScratch, RowsInPlace, table_slots
 from graphc.backends.codegen.contract_tiling import (
     SPREAD_ROWS,
     Packing,
@@ -85,42 +87,50 @@ class _Emitter:
         self.left = Operand(f, t.left, self.itemsize, axes)
         self.right = Operand(f, t.right, self.itemsize, axes)
         self.epilogue = Epilogue(f, c, t.cols)
-        self.left_tables = self._tables(self.left, t.rows, t.pack_left, "left")
-        self.right_tables = self._tables(self.right, t.cols, t.pack_right, "right")
+        along_rows, along_cols = t.pack_left.mode == "panels", t.pack_right.mode != "transpose"
+        self.left_tables = self._tables(self.left, t.rows, t.pack_left, along_rows, "left")
+        self.right_tables = self._tables(self.right, t.cols, t.pack_right, along_cols, "right")
+        tables = RowScratch(*(self.scratch[n] for n in ("records", "runs", "needed", "zeros")))
+        self.in_place = RowsInPlace(f, self.left, t.rows, self.left_tables[1], tables)
 
     # ---- scratch memory
 
     def _layout(self) -> None:
         """Place the packed operands, C and the tables in one stack allocation."""
         t, f, size = self.t, self.f, self.itemsize
-        rows, cols, depth = t.most
+        rows, cols, depth = t.most.rows, t.most.cols, t.most.depth
         left_words, right_words = record_words(t.left), record_words(t.right)
         self.depth = f.dim(t.depth)
-        if t.pack_left.mode == "rows":
-            self.a_row, self.a_step = (depth + self.pad) * size, size
-            self.a_panel = str(t.tile_rows * self.a_row)
-            most_a = t.tile_rows * self.a_row
-        else:
+        if t.pack_left.mode == "panels":
             self.a_row, self.a_step = size, t.tile_rows * size
             self.a_panel = f.mul(self.depth, self.a_step)
             most_a = depth * self.a_step
+        else:
+            self.a_row, self.a_step = (depth + self.pad) * size, size
+            self.a_panel = str(t.tile_rows * self.a_row)
+            most_a = t.tile_rows * self.a_row
         self.b_step = t.tile_cols * size
         self.b_panel = f.mul(self.depth, self.b_step)
         wide = -(-cols // LANES) * LANES
         self.c_row = (wide + LANES) * size
         slack = self.pad * max(t.tile_cols, t.tile_rows, LANES) * size
+        zeros, located = 64, 0
+        if t.pack_left.mode == "direct":
+            zeros, located = -(-depth * size // 64) * 64, table_slots(t.tile_rows)
         needed = {
-            "zeros": 64,
+            "zeros": zeros,
+            "records": 8 * left_words * located,
+            "runs": 8 * located * t.most.runs,
             "located": 16 * t.lanes,
             "square": t.lanes * t.lanes * size,
             "a": rows // t.tile_rows * most_a + slack,
-            "b": cols // t.tile_cols * depth * self.b_step + slack,
-            "c": rows * self.c_row,
+            "b": t.most.packed * size + slack,
+            "c": t.most.sums * self.c_row,
             "left free": 8 * left_words * rows,
-            "left k": 8 * left_words * depth,
+            "left k": 8 * left_words * t.most.runs,
             "right free": 8 * right_words * cols,
             "right k": 8 * right_words * depth,
-            "needed": rows // t.tile_rows * depth if t.skips else 0,
+            "needed": rows // t.tile_rows * depth if t.skips else t.most.runs,
         }
         total = sum(-(-n // 64) * 64 for n in needed.values())
         memory = f.value(f"alloca [{total} x i8], align 64")
@@ -129,13 +139,15 @@ class _Emitter:
         for what, n in needed.items():
             self.scratch[what] = f.offset(memory, at)
             at += -(-n // 64) * 64
-        f.emit(f"store <64 x i8> zeroinitializer, ptr {self.scratch['zeros']}, align 64")
+        clear = f.open_loop(0, zeros, 64)
+        zero = f.offset(self.scratch["zeros"], clear.index)
+        f.emit(f"store <64 x i8> zeroinitializer, ptr {zero}, align 64")
+        f.close_loop(clear)
 
     def _tables(
-        self, operand: Operand, free: Group, packing: Packing, side: str
+        self, operand: Operand, free: Group, packing: Packing, along_free: bool, side: str
     ) -> tuple[Table, Table]:
         """The tables of the free (m or n) and k axes; the one copied along is made of runs."""
-        along_free = packing.mode in ("panels", "direct")
         fused_free, fused_k = (packing.fused, 0) if along_free else (0, packing.fused)
         free_memory, k_memory = self.scratch[f"{side} free"], self.scratch[f"{side} k"]
         return (
@@ -165,8 +177,11 @@ class _Emitter:
         self.row0, self.rows = r0, f.sub(r1, r0)
         self.col0, self.cols = c0, f.sub(c1, c0)
         self.batch_coords = coordinates(f, self.batch, batch)
-        self._sum()
-        self._finish()
+        if t.pack_left.mode != "direct":
+            self._sum()
+            self._finish()
+        else:
+            self._by_tiles()
         f.close_loop(blocks)
 
     def _size(self, extents: tuple[DimLike, ...]) -> str:
@@ -188,13 +203,65 @@ class _Emitter:
 
     # ---- the sum over k
 
+    def _origin(self, operand: Operand) -> Record:
+        return sum_records(self.f, operand.origin(), operand.part(self.f, self.batch_coords))
+
+    def _by_tiles(self) -> None:
+        """Sum and finish one row of tiles after the other, A being read in place."""
+        f, t = self.f, self.t
+        after = f.fresh("after")
+        if t.few_rows:
+            few, more = f.fresh("few"), f.fresh("more")
+            most = max(rows for rows, _ in t.few_rows)
+            f.branch_if(f.value(f"icmp sle i64 {self.rows}, {most}"), few, more)
+            f.label(few)
+            self._sum()
+            self._finish()
+            f.branch(after)
+            f.label(more)
+        whole = f.value(f"icmp sle i64 {self.k_count}, {self.depth}")
+        below = f.value(f"select i1 {whole}, i64 0, i64 {t.tile_rows * self.c_row}")
+        slices = f.open_loop(0, f.smax(self.k_count, 1), self.depth)
+        left = f.sub(self.k_count, slices.index)
+        first = f.value(f"icmp eq i64 {slices.index}, 0")
+        last = f.value(f"icmp sle i64 {left}, {self.depth}")
+        self._tiles_of_slice(slices.index, f.smin(left, self.depth), first, last, below)
+        f.close_loop(slices)
+        f.branch(after)
+        f.label(after)
+
+    def _tiles_of_slice(self, start: str, depth: str, first: str, last: str, below: str) -> None:
+        """All rows of tiles over one slice of k, `below` each other in C; finished if it is the
+        last one."""
+        f, t = self.f, self.t
+        if t.pack_right.mode == "transpose":
+            self.right_tables[0].fill(f, self.col0, self.cols)
+        for table in (self.left_tables[1], self.right_tables[1]):
+            table.fill(f, start, depth)
+        self._pack_right(self._packer(self.right, self._origin(self.right)), depth)
+        shape, origin = self._tile_shape(), self._origin(self.left)
+        row = coordinates(f, t.rows, self.row0)
+        carried = [("ptr", self.scratch["c"]), *(("i64", at) for at in row.values())]
+        down = f.open_loop(0, self.rows, t.tile_rows, carried)
+        c, row = down.carried[0], dict(zip(row, down.carried[1:], strict=True))
+        left = f.sub(self.rows, down.index)
+        following = self.in_place.locate(f, t.tile_rows, origin, row, left)
+        across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", self.scratch["b"])])
+        at = f.offset(c, f.mul(across.index, self.itemsize))
+        self.in_place.multiply(f, shape, across.carried[0], at, first)
+        f.close_loop(across, [f.offset(across.carried[0], self.b_panel)])
+        finish, after = f.fresh("finish"), f.fresh("after")
+        f.branch_if(last, finish, after)
+        f.label(finish)
+        self._finish_rows(c, row, f.smin(left, t.tile_rows))
+        f.branch(after)
+        f.label(after)
+        f.close_loop(down, [f.offset(c, below), *(following[a] for a in row)])
+
     def _sum(self) -> None:
         f, t = self.f, self.t
-        origins = {}
-        for side, operand in (("left", self.left), ("right", self.right)):
-            part = operand.part(f, self.batch_coords)
-            origins[side] = sum_records(f, operand.origin(), part)
-        if t.pack_left.mode == "rows":
+        origins = {"left": self._origin(self.left), "right": self._origin(self.right)}
+        if t.pack_left.mode != "panels":
             self.left_tables[0].fill(f, self.row0, self.rows)
             self._clear_missing_rows()
         if t.pack_right.mode == "transpose":
@@ -224,7 +291,8 @@ class _Emitter:
             self._multiply_in_place(depth, first, origin, rows, vectors)
             f.branch(after)
             f.label(more)
-        self._pack_and_multiply(depth, first, origin)
+        if t.pack_left.mode != "direct":
+            self._pack_and_multiply(depth, first, origin)
         f.branch(after)
         f.label(after)
 
@@ -283,7 +351,7 @@ class _Emitter:
         if t.skips:
             self._pack_needed(p, free, k)
             return
-        if t.pack_left.mode == "rows":
+        if t.pack_left.mode != "panels":
             pack_copies(f, p, free, ("0", self.rows), k, self.scratch["a"], self.a_row, None)
             return
         self._pack_panels(p, free, k, depth, self.row0, self.rows, t.tile_rows, "a", self.a_panel)
@@ -296,7 +364,7 @@ class _Emitter:
         at, needed = tiles.carried
         rows = (tiles.index, f.smin(f.add(tiles.index, t.tile_rows), self.rows))
         pack_needed(f, p, free, rows, k, at, self.a_row, needed)
-        f.close_loop(tiles, [f.offset(at, self.a_panel), f.offset(needed, t.most[2])])
+        f.close_loop(tiles, [f.offset(at, self.a_panel), f.offset(needed, t.most.depth)])
 
     def _pack_right(self, p: Packer, depth: str) -> None:
         f, t = self.f, self.t
@@ -381,7 +449,7 @@ class _Emitter:
         emit_tile(f, shape, a, b, at, steps, first)
         f.close_loop(across, [f.offset(b, panel)])
         below = shape.rows * self.c_row
-        following = [f.offset(a, self.a_panel), f.offset(c, below), f.offset(needed, t.most[2])]
+        following = [f.offset(a, self.a_panel), f.offset(c, below), f.offset(needed, t.most.depth)]
         f.close_loop(down, following)
 
     def _tile_shape(self) -> Tile:
@@ -402,10 +470,14 @@ class _Emitter:
     # ---- the epilogue
 
     def _finish(self) -> None:
+        row = coordinates(self.f, self.t.rows, self.row0)
+        self._finish_rows(self.scratch["c"], row, self.rows)
+
+    def _finish_rows(self, c: str, row: Mapping[int, str], count: str) -> None:
+        """Run the epilogue over `count` rows of C, the first at given coordinates."""
         f, t = self.f, self.t
-        row = coordinates(f, t.rows, self.row0)
-        start = [("ptr", self.scratch["c"]), *(("i64", at) for at in row.values())]
-        down = f.open_loop(0, self.rows, 1, start)
+        start = [("ptr", c), *(("i64", at) for at in row.values())]
+        down = f.open_loop(0, count, 1, start)
         row = dict(zip(row, down.carried[1:], strict=True))
         scalars = {**self.batch_coords, **row}
         across = f.open_loop(0, self.cols, LANES)

@@ -1,0 +1,99 @@
+"""How large the blocks of a contraction are: from models of packing, edges and balance.
+
+Imports: dims.
+"""
+
+from __future__ import annotations
+
+from graphc.dims import DimLike
+
+DEPTH = 256
+"""Steps along k that one packed slice covers: a panel of A then stays in the L1 cache."""
+
+SCRATCH_BYTES = 544 * 1024
+"""Stack a block may use for its packed slices and its tile of C."""
+
+WIDE_BYTES = 1024
+"""Columns of a block, in bytes, that there must be room for."""
+
+TALLEST = 144
+"""Most rows of a block."""
+
+PACKED_BYTES = 256 * 1024
+"""Packed columns of a block that stay in the L2 cache while rows are read in place."""
+
+
+def _room(tile_rows: int, tile_cols: int, itemsize: int) -> tuple[int, int]:
+    """The largest rows and columns of a block of such tiles: slices of DEPTH and C fit scratch."""
+    cols = -(-WIDE_BYTES // itemsize // tile_cols) * tile_cols
+    left = SCRATCH_BYTES // itemsize - cols * DEPTH
+    rows = min(left // (DEPTH + cols), TALLEST)
+    return max(rows // tile_rows, 1) * tile_rows, cols
+
+
+def block(
+    rows: int, cols: int, k: int, tile_rows: int, tile_cols: int, depth: int, itemsize: int
+) -> tuple[int, int]:
+    """Rows and columns of a block, from a model of packing, edges and balance over cores."""
+    best = (float("inf"), tile_rows, tile_cols)
+    most_rows, most_cols = _room(tile_rows, tile_cols, itemsize)
+    tallest = max(min(most_rows // tile_rows, -(-rows // tile_rows)), 1)
+    widest = max(min(most_cols // tile_cols, -(-cols // tile_cols)), 1)
+    for tall in range(1, tallest + 1):
+        r = tall * tile_rows
+        down = -(-rows // r)
+        for wide in range(1, widest + 1):
+            w = wide * tile_cols
+            blocks = down * -(-cols // w)
+            work = k * (r * w / 16 + 0.5 * (r + w)) + r * w / 4 + 2000
+            # waiting for the last of 1 core (three times as likely as four), 2 (twice) or 4
+            cost = work * (3 * blocks + 4 * ((blocks + 1) // 2) + 4 * ((blocks + 3) // 4))
+            if cost < best[0]:
+                best = (cost, r, w)
+    return best[1], best[2]
+
+
+def block_in_place(
+    k: DimLike,
+    sizes: tuple[int, int, int],
+    tile_rows: int,
+    tile_cols: int,
+    slice_depth: int,
+    itemsize: int,
+) -> tuple[int, int, int]:
+    """Rows, columns and depth of a block whose rows are read in place.
+
+    All of k at once where packed columns of that depth stay in the L2 cache: sums then go from
+    registers to the epilogue.
+    """
+    rows, cols, depth = sizes
+    best = (float("inf"), tile_rows, tile_cols, slice_depth)
+    widest = max(min(-(-cols // tile_cols), WIDE_BYTES // itemsize // tile_cols), 1)
+    tallest = max(-(-rows // tile_rows), 1)
+    options = [slice_depth]
+    if isinstance(k, int) and slice_depth < depth <= PACKED_BYTES // (tile_cols * itemsize):
+        options.append(depth)
+    for deep in options:
+        whole = deep >= depth
+        for wide in range(1, widest + 1):
+            w = wide * tile_cols
+            if wide > 1 and deep * w * itemsize > PACKED_BYTES:
+                break
+            across = -(-cols // w)
+            limit = tallest if whole else min(tallest, TALLEST // tile_rows)
+            for down in _parts(tallest, limit):
+                r = -(-tallest // down) * tile_rows
+                blocks = -(-rows // r) * across
+                work = depth * (r * w / 16 + 0.7 * w) + r * (w / 4 + 8 + depth / 32) + 2000
+                if not whole:
+                    work += r * w * -(-depth // deep) / 8
+                cost = work * (3 * blocks + 4 * ((blocks + 1) // 2) + 4 * ((blocks + 3) // 4))
+                if cost < best[0]:
+                    best = (cost, r, w, deep)
+    return best[1], best[2], best[3]
+
+
+def _parts(tiles: int, most: int) -> list[int]:
+    """Numbers of blocks worth a look that rows of tiles, `most` in a block, can be divided into."""
+    fewest = -(-tiles // most)
+    return sorted({min(max(n, fewest), tiles) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)})
