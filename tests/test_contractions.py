@@ -366,7 +366,7 @@ def test_sum_is_one_chain_of_fused_multiply_adds() -> None:
             assert np.float32(total) == buffers[2][i * 3 + j]
 
 
-@pytest.mark.parametrize("target", [AVX2, NEON, SSE2], ids=lambda t: t.name)
+@pytest.mark.parametrize("target", [AVX512, AVX2, NEON, SSE2], ids=lambda t: t.name)
 def test_every_target_gives_the_same_bits(target: Target) -> None:
     cases: list[tuple[Contraction, list[np.ndarray]]] = []
     for tb in (False, True):
