@@ -2,7 +2,7 @@
 
 Integer products, which no packed kernel computes, become loop kernels of the same maps; the tests
 use that form as the oracle of the packed one.
-Imports: operands, contraction_axes, phases, fuse, kernel, contraction_maps.
+Imports: operands, contraction_axes, lower_channels, phases, fuse, kernel, contraction_maps.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from graphc.nest import Index, contiguous
 from graphc.node import Node
 from graphc.passes.contraction_axes import fewest_axes
 from graphc.passes.fuse import Fusion, Group
+from graphc.passes.lower_channels import by_channels
 from graphc.passes.operands import (
     Buffers,
     Checks,
@@ -151,7 +152,8 @@ class _Contraction:
             return _map(axes[:outer], bufs, stores, len(self.checks.sites))
         rows = self._by_rows(a, b)
         if dtype.is_float and not self.checks.sites and not rows:
-            return fewest_axes(Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype))
+            c = fewest_axes(Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype))
+            return by_channels(c) or c
         product = Expr("load", (), (a, 0), dtype) * Expr("load", (), (b, 0), dtype)
         red = tuple(range(outer, len(axes)))
         stages = (
