@@ -20,7 +20,8 @@ class Tile:
     """A register tile and the byte strides of the operands and of C around it.
 
     `b_masks`, one per vector, say that B is read in place.  `half`: the last vector has only half
-    the lanes, because no column needs the others.
+    the lanes, because no column needs the others.  `ahead`: bytes from an element of A to one that
+    is wanted soon and may lie far away.
     """
 
     rows: int
@@ -29,11 +30,12 @@ class Tile:
     scalar: str
     itemsize: int
     a_row: int
-    a_step: int
+    a_step: int | str
     b_step: int | str
     c_row: int
     b_masks: tuple[str, ...] = ()
     half: bool = False
+    ahead: str = ""
 
     def width(self, v: int) -> int:
         """Lanes of vector v of a row."""
@@ -65,13 +67,23 @@ class Runs:
     needed: str
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Steps of k in runs that may lie anywhere: `count` records, `stride` bytes apart, of three
+    i64: byte offsets of the run in A and in B, and its number of steps."""
+
+    count: str
+    records: str
+    stride: int
+
+
 def emit_tile(
     f: FunctionText,
     t: Tile,
     a: str,
     b: str,
     c: str,
-    depth: str | Runs,
+    depth: str | Runs | Lines,
     first: str,
 ) -> None:
     """C tile = (0 if `first` else C tile) + sum over k of A panel * B panel.
@@ -81,6 +93,8 @@ def emit_tile(
     sums = initial_sums(f, t, c, first)
     if isinstance(depth, Runs):
         sums = _sum_runs(f, t, a, b, depth, sums)
+    elif isinstance(depth, Lines):
+        sums = _sum_lines(f, t, a, b, depth, sums)
     else:
         sums = _sum_steps(f, t, a, b, depth, sums)
     store_sums(f, t, c, sums)
@@ -114,6 +128,19 @@ def _sum_runs(f: FunctionText, t: Tile, a: str, b: str, runs: Runs, sums: list[s
     return f.close_loop(loop, [*following, *sums])[4:]
 
 
+def _sum_lines(
+    f: FunctionText, t: Tile, a: str, b: str, lines: Lines, sums: list[str]
+) -> list[str]:
+    """Add the runs one after the other."""
+    loop = f.open_loop(0, lines.count, 1, [("ptr", lines.records), *typed_sums(t, sums)])
+    record = loop.carried[0]
+    words = [f.value(f"load i64, ptr {f.offset(record, 8 * i)}, align 8") for i in range(3)]
+    sums = _sum_steps(
+        f, t, f.offset(a, words[0]), f.offset(b, words[1]), words[2], loop.carried[1:]
+    )
+    return f.close_loop(loop, [f.offset(record, lines.stride), *sums])[1:]
+
+
 def _sum_steps(f: FunctionText, t: Tile, a: str, b: str, steps: str, sums: list[str]) -> list[str]:
     """Add consecutive steps of k.
 
@@ -138,10 +165,12 @@ def _add_steps(
     loop = f.open_loop(*steps, unroll, [("ptr", at[0]), ("ptr", at[1]), *typed_sums(t, sums)])
     a, b, sums = loop.carried[0], loop.carried[1], loop.carried[2:]
     for u in range(unroll):
-        here = f.offset(a, u * t.a_step)
+        here = f.offset(a, f.mul(u, t.a_step))
+        if t.ahead:
+            prefetch(f, f.offset(here, t.ahead))
         rows = [f.offset(here, r * t.a_row) for r in range(t.rows)]
         sums = add_products(f, t, rows, f.offset(b, f.mul(u, t.b_step)), sums)
-    following = [f.offset(a, unroll * t.a_step), f.offset(b, f.mul(unroll, t.b_step))]
+    following = [f.offset(a, f.mul(unroll, t.a_step)), f.offset(b, f.mul(unroll, t.b_step))]
     return f.close_loop(loop, [*following, *sums])
 
 
@@ -193,6 +222,12 @@ def _column(f: FunctionText, t: Tile, address: str, v: int) -> str:
     if not t.b_masks:
         return f.value(f"load {t.vector(v)}, ptr {address}, align {t.aligned(v)}")
     return masked_load(f, t, address, t.b_masks[v])
+
+
+def prefetch(f: FunctionText, address: str) -> None:
+    """Ask for a cache line; the address may be any."""
+    near, data = ("i32", "3"), ("i32", "1")
+    f.call("void", "llvm.prefetch.p0", ("ptr", address), ("i32", "0"), near, data)
 
 
 class Vectors(Protocol):

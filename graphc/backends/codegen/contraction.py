@@ -22,6 +22,12 @@ from graphc.backends.codegen.contract_access import (
     sum_records,
 )
 from graphc.backends.codegen.contract_epilogue import Epilogue, Place
+from graphc.backends.codegen.contract_lines import LinesEmitter
+from graphc.backends.codegen.contract_lines_tiling import (
+    line_block_count,
+    line_cut,
+    line_tiling,
+)
 from graphc.backends.codegen.contract_microkernel import Runs, Tile, emit_tile, lanes_below
 from graphc.backends.codegen.contract_packing import (
     Columns,
@@ -54,12 +60,16 @@ _LANES32 = LANE_INDEX.replace("i64", "i32")
 
 def contraction_blocks(c: Contraction, target: Target | None = None) -> DimLike:
     """How many independent blocks the kernel of a contraction has: a formula in sizes."""
-    return block_count(c, tile(c, target or host_target()))
+    target = target or host_target()
+    by_lines = line_tiling(c, target)
+    return line_block_count(c, by_lines) if by_lines else block_count(c, tile(c, target))
 
 
 def contraction_cut(c: Contraction, target: Target | None = None) -> Cut:
     """How the kernel of a contraction is cut: to be carried by it, see `kernel.Cut`."""
-    return cut_of(c, target or host_target())
+    target = target or host_target()
+    by_lines = line_tiling(c, target)
+    return line_cut(by_lines) if by_lines else cut_of(c, target)
 
 
 def emit_contraction(c: Contraction, name: str, target: Target | None = None) -> FunctionText:
@@ -68,7 +78,12 @@ def emit_contraction(c: Contraction, name: str, target: Target | None = None) ->
     assert c.bufs[0] is c.dtype and c.bufs[1] is c.dtype
     f = FunctionText(name)
     f.open_kernel(len(c.bufs), sizes_of(c))
-    _Emitter(f, c, tile(c, target or host_target())).emit()
+    target = target or host_target()
+    by_lines = line_tiling(c, target)
+    if by_lines:
+        LinesEmitter(f, c, by_lines).emit()
+    else:
+        _Emitter(f, c, tile(c, target)).emit()
     f.close_kernel()
     return f
 
