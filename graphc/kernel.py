@@ -309,6 +309,14 @@ class Contraction:
     order with one fused multiply-add each, so tiling never changes bits.  An element outside its
     guards contributes nothing: its step is skipped, or adds a product with zero where the other
     factor is finite; beside infinities and NaN a kernel may do either.
+
+    winograd   0, or the side of the tiles of outputs that Winograd's minimal filtering makes
+               (see graphc.winograd).  The contraction is a convolution then: m is image, row and
+               column, n a filter, k tap row, tap column (3 each) and channel; A has one guarded
+               term for row + tap row and one for column + tap column, and its channels are
+               contiguous.  It means the same sum, but only within the error of that filtering:
+               bits follow from the place of an element in its image alone, and what is not finite
+               in A may reach all outputs of a tile.
     """
 
     batch: tuple[DimLike, ...]
@@ -321,6 +329,7 @@ class Contraction:
     stores: tuple[Store, ...]
     dtype: DType
     cut: Cut | None = None
+    winograd: int = 0
 
     @property
     def axes(self) -> tuple[DimLike, ...]:

@@ -3,7 +3,7 @@
 What a roofline needs: multiply-adds of a contraction count twice and only where they are inside its
 guards, every other operation on floats counts once, and an element of a buffer counts once however
 often it is read.  An estimate in one respect: which elements computed indices reach is not known.
-Imports: kernel, dims, types.
+Imports: kernel, winograd, dims.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from graphc.dims import Dim, DimLike
 from graphc.kernel import Access, Contraction, Expr, Kernel, LoopKernel, Store, Term
+from graphc.winograd import FILTERINGS
 
 FREE = frozenset(("load", "gather", "const", "axis", "size", "acc", "check", "select", "cast"))
 """Expressions that are no arithmetic on floats."""
@@ -134,12 +135,21 @@ class _Count:
         return frozenset(range(len(kernel.axes) - len(kernel.k)))
 
     def products(self, kernel: Contraction) -> int:
-        """Multiply-adds inside all guards, twice."""
+        """Multiply-adds inside all guards, twice; of Winograd's filtering those between its
+        transforms."""
+        if kernel.winograd:
+            return self._filtered(kernel)
         share = 1.0
         for term in dict.fromkeys((*kernel.a.terms, *kernel.b.terms)):
             if term.limit is not None:
                 share *= self._inside(term)
         return round(2 * share * self.iterations(range(len(self.extents))))
+
+    def _filtered(self, kernel: Contraction) -> int:
+        rule = FILTERINGS[kernel.winograd]
+        images, *sides = self.extents[:3]
+        tiles = math.prod(-(-n // rule.tile) for n in sides)
+        return 2 * rule.points * images * tiles * self.extents[3] * self.extents[-1]
 
     def _inside(self, term: Term) -> float:
         """The share of a term's iterations that are inside its guard."""

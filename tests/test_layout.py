@@ -22,7 +22,7 @@ call compilations compiler default_session execution nan_guard variable_store re
 passes backends
 ops
 node builder graph late_nodes program rewrite text parse parse_values verify
-    kernel kernel_work nest plan plan_file plan_text contraction_maps
+    kernel kernel_work nest plan plan_file plan_text contraction_maps winograd
 types tensor_file trace native_self foreign
 dims arena budget constraints location
 errors flags forks threads version statistics files cache fingerprint

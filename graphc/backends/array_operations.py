@@ -1,6 +1,6 @@
 """The scalar operations and reducers of the kernel IR on arrays, floats in float64.
 
-Imports: kernel, types.
+Imports: kernel, winograd, types.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from graphc.kernel import Accumulator
 from graphc.types import DType, float32
+from graphc.winograd import TAPS
 
 Array = np.ndarray[Any, Any]
 
@@ -153,3 +154,24 @@ RUNNING: dict[str, Callable[[Array], Array]] = {
     "argmax": lambda x: _running_best(x, np.maximum.accumulate),
     "argmin": lambda x: _running_best(x, np.minimum.accumulate),
 }
+
+
+GROWTH = {2: 1.0, 4: 10.0}
+"""How much larger the numbers in Winograd's matrices make its roundings, by the side of a tile."""
+
+
+def magnitude(x: Array, y: Array, winograd: int) -> Array:
+    """What the roundings of products of matrices, [.., rows, k] and [.., k, columns], are relative
+    to: the sums of absolute values.
+
+    Winograd's filtering adds up the taps of a filter, and the inputs of a tile, which are among
+    those of all rows, before it multiplies; where one is not finite, nothing is known.
+    """
+    x, y = np.abs(x), np.abs(y)
+    if not winograd:
+        return np.asarray(np.matmul(x, y))
+    taps = TAPS * TAPS
+    x = x.reshape(*x.shape[:2], taps, -1).sum(axis=2).max(axis=1, keepdims=True, initial=0)
+    y = y.reshape(y.shape[0], taps, -1, y.shape[2]).sum(axis=1)
+    sums = np.matmul(x, y) * GROWTH[winograd]
+    return np.where(np.isfinite(sums), sums, np.nan)

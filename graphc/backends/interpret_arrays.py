@@ -23,6 +23,7 @@ from graphc.backends.array_operations import (
     accumulated,
     convert,
     in_range,
+    magnitude,
     widen,
 )
 from graphc.backends.interpret import Fault, as_i64, initial
@@ -489,8 +490,8 @@ class _Contraction(Grid):
         y = matrix(k.b, (*batch, *columns, *inner), (count, right, depth)).transpose(0, 2, 1)
         total = np.matmul(x, y)
         if self.rounding is not None:
-            scale = np.matmul(np.abs(x), np.abs(y)) * max(1.0, 0.25 * depth)
-            total = self.rounding.moved(total, k.dtype, scale)
+            scale = magnitude(x, y, k.winograd) * max(1.0, 0.25 * depth)
+            total = self.rounding.moved(np.where(np.isnan(scale), scale, total), k.dtype, scale)
         if k.dtype is float32:
             total = in_range(total)
         self.accs[0] = total.reshape(self.shape(range(outer)))

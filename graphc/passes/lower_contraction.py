@@ -29,6 +29,7 @@ from graphc.node import Node
 from graphc.passes.contraction_axes import fewest_axes
 from graphc.passes.fuse import Fusion, Group
 from graphc.passes.lower_channels import by_channels
+from graphc.passes.lower_winograd import winograd_form
 from graphc.passes.operands import (
     Buffers,
     Checks,
@@ -40,6 +41,8 @@ from graphc.passes.operands import (
 from graphc.passes.phases import phases
 from graphc.passes.views import View
 from graphc.types import DType
+
+WINOGRAD_TILE = 2
 
 ROW = 16
 """Fewest elements of a row worth a reduction along it: each ends with one across lanes."""
@@ -86,11 +89,14 @@ class _Contraction:
         b = self._operand(1, self.maps.b)
         stores = self._stores()
         kernel = self._kernel(a, b, stores)
+        label = label_of(self.group)
+        if isinstance(kernel, Contraction) and kernel.winograd:
+            label += f" (winograd F({kernel.winograd}x{kernel.winograd},3x3))"
         return LoweredStep(
             kernel,
             tuple(self.buffers.values),
             tuple(self.buffers.written),
-            label_of(self.group),
+            label,
             locations_of(self.group),
             tuple(self.checks.sites),
         )
@@ -152,7 +158,11 @@ class _Contraction:
             return _map(axes[:outer], bufs, stores, len(self.checks.sites))
         rows = self._by_rows(a, b)
         if dtype.is_float and not self.checks.sites and not rows:
-            c = fewest_axes(Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype))
+            c = Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype)
+            filtered = winograd_form(c, m, self.shapes[0], WINOGRAD_TILE)
+            if filtered is not None:
+                return filtered
+            c = fewest_axes(c)
             return by_channels(c) or c
         product = Expr("load", (), (a, 0), dtype) * Expr("load", (), (b, 0), dtype)
         red = tuple(range(outer, len(axes)))

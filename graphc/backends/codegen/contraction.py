@@ -46,6 +46,11 @@ from graphc.backends.codegen.contract_tiling import (
     groups,
     tile,
 )
+from graphc.backends.codegen.contract_winograd import (
+    WinogradEmitter,
+    winograd_blocks,
+    winograd_cut,
+)
 from graphc.backends.codegen.targets import Target, host_target
 from graphc.backends.codegen.text import LANE_INDEX, LANES, FunctionText, scalar_type, vector
 from graphc.dims import DimLike
@@ -61,6 +66,8 @@ _LANES32 = LANE_INDEX.replace("i64", "i32")
 def contraction_blocks(c: Contraction, target: Target | None = None) -> DimLike:
     """How many independent blocks the kernel of a contraction has: a formula in sizes."""
     target = target or host_target()
+    if c.winograd:
+        return winograd_blocks(c, target)
     by_lines = line_tiling(c, target)
     return line_block_count(c, by_lines) if by_lines else block_count(c, tile(c, target))
 
@@ -68,6 +75,8 @@ def contraction_blocks(c: Contraction, target: Target | None = None) -> DimLike:
 def contraction_cut(c: Contraction, target: Target | None = None) -> Cut:
     """How the kernel of a contraction is cut: to be carried by it, see `kernel.Cut`."""
     target = target or host_target()
+    if c.winograd:
+        return winograd_cut(c, target)
     by_lines = line_tiling(c, target)
     return line_cut(by_lines) if by_lines else cut_of(c, target)
 
@@ -79,8 +88,10 @@ def emit_contraction(c: Contraction, name: str, target: Target | None = None) ->
     f = FunctionText(name)
     f.open_kernel(len(c.bufs), sizes_of(c))
     target = target or host_target()
-    by_lines = line_tiling(c, target)
-    if by_lines:
+    by_lines = None if c.winograd else line_tiling(c, target)
+    if c.winograd:
+        WinogradEmitter(f, c, target).emit()
+    elif by_lines:
         LinesEmitter(f, c, by_lines).emit()
     else:
         _Emitter(f, c, tile(c, target)).emit()

@@ -1,0 +1,420 @@
+"""Winograd convolutions as machine code: transforms and products of a block of tiles in L2.
+
+    for each block of tiles and filters, for each slice of channels:
+        V[point][tile][channel]  <-  B^T d B            of the slice
+        for each panel of filters:
+            U[point][channel][filter]  <-  G g G^T
+            M[point][tile][filter]  +=  V[point] U[point]
+    Y  <-  A^T M A  tile by tile, then the epilogue over those of its outputs that exist
+
+V, U and M are four times (m = 2) as large as what they are made of: they never leave the cache.
+Blocks share nothing.  Every element of M is one chain of fused multiply-adds in ascending order of
+channels, so no bit depends on how tiles, channels and filters are cut.
+Imports: the other contract modules, winograd_transforms, winograd, targets, text, kernel, dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from graphc import dims
+from graphc.backends.codegen.contract_access import Group, Operand, Record, linear, sum_records
+from graphc.backends.codegen.contract_epilogue import Epilogue, Place
+from graphc.backends.codegen.contract_microkernel import (
+    Tile,
+    emit_tile,
+    lanes_below,
+    masked_load,
+)
+from graphc.backends.codegen.targets import Target
+from graphc.backends.codegen.text import LANE_INDEX, LANES, FunctionText, scalar_type, vector
+from graphc.backends.codegen.winograd_transforms import Lanes, on_both_sides, transposed_vectors
+from graphc.dims import DimLike
+from graphc.kernel import Contraction, Cut
+from graphc.winograd import FILTERINGS, TAPS, Filtering
+
+VECTORS = 2
+"""Vectors of filters in a register tile."""
+
+TILES = {2: 48, 4: 24}
+FILTERS = 64
+CHANNELS = {2: 64, 4: 64}
+"""Most tiles, filters and channels that a block, and a slice of it, has: V and M then fill L2."""
+
+PAD = 16
+"""Elements between rows in scratch memory, and at least a vector."""
+
+_LANES32 = LANE_INDEX.replace("i64", "i32")
+
+
+@dataclass(frozen=True)
+class WinogradTiling:
+    """How a Winograd convolution is cut."""
+
+    tile_rows: int
+    block_tiles: DimLike
+    block_filters: DimLike
+    depth: DimLike
+    most: tuple[int, int, int]  # what scratch memory is laid out for
+    whole_channels: bool  # all vectors of channels are full
+    whole_filters: bool
+    transposed: bool  # the weights of a filter are contiguous along channels
+
+
+def winograd_tiling(c: Contraction, target: Target) -> WinogradTiling:
+    """What a Winograd convolution carries, or what suits its sizes."""
+    if c.cut is not None:
+        _, tile_rows, whole_channels, whole_filters, transposed = c.cut.code
+        tiles, filters, depth = c.cut.numbers
+        most = c.cut.most or c.cut.numbers
+        assert all(isinstance(n, int) for n in most)
+        known = (int(str(most[0])), int(str(most[1])), int(str(most[2])))
+        return WinogradTiling(
+            tile_rows, tiles, filters, depth, known, whole_channels, whole_filters, transposed
+        )
+    lanes = target.lanes(c.dtype.itemsize)
+    rows, panel = target.rows[VECTORS - 1], VECTORS * lanes
+    tiles = max(TILES[c.winograd] // rows, 1) * rows
+    filters = max(FILTERS // panel, 1) * panel
+    depth = _even_part(c.k[-1], CHANNELS[c.winograd], lanes)
+    return WinogradTiling(
+        rows,
+        tiles,
+        filters,
+        depth,
+        (tiles, filters, depth),
+        dims.factor(c.k[-1]) % lanes == 0,
+        dims.factor(c.n[0]) % panel == 0,
+        linear(c.b, 3) != 1,
+    )
+
+
+def _even_part(size: DimLike, most: int, unit: int) -> int:
+    """The size of the slices when a size is cut into as few even ones as can be."""
+    if not isinstance(size, int):
+        return most
+    parts = max(-(-size // most), 1)
+    return max(-(-size // parts // unit) * unit, unit)
+
+
+def winograd_cut(c: Contraction, target: Target) -> Cut:
+    """The cut of a Winograd convolution as something it can carry."""
+    t = winograd_tiling(c, target)
+    code = ("winograd", t.tile_rows, t.whole_channels, t.whole_filters, t.transposed)
+    return Cut(code, (t.block_tiles, t.block_filters, t.depth))
+
+
+def winograd_blocks(c: Contraction, target: Target) -> DimLike:
+    """How many independent blocks there are."""
+    t = winograd_tiling(c, target)
+    images, height, width = c.m
+    across = [dims.ceildiv(n, c.winograd) for n in (height, width)]
+    tiles = dims.product((images, *across))
+    return dims.mul(dims.ceildiv(tiles, t.block_tiles), dims.ceildiv(c.n[0], t.block_filters))
+
+
+class WinogradEmitter:
+    """One kernel being written.
+
+    Axes: image, row, column | filter | tap row, tap column, channel.
+    """
+
+    def __init__(self, f: FunctionText, c: Contraction, target: Target) -> None:
+        self.f, self.c = f, c
+        self.t = winograd_tiling(c, target)
+        self.rule: Filtering = FILTERINGS[c.winograd]
+        self.lanes = Lanes(scalar_type(c.dtype), c.dtype.itemsize, target.lanes(c.dtype.itemsize))
+        self.panel = VECTORS * self.lanes.lanes
+        axes = range(len(c.axes))
+        self.x = Operand(f, c.a, c.dtype.itemsize, axes)
+        self.w = Operand(f, c.b, c.dtype.itemsize, axes)
+        self.epilogue = Epilogue(f, c, Group((3,), c.n))
+        self._layout()
+
+    def _layout(self) -> None:
+        """Place what is made of a block in one stack allocation."""
+        f, size = self.f, self.lanes.itemsize
+        tiles, filters, depth = self.t.most
+        pad = max(PAD, self.lanes.lanes)
+        points, outputs = self.rule.points, self.rule.tile**2
+        self.v_row, self.m_row = (depth + pad) * size, (filters + pad) * size
+        self.v_plane, self.u_plane, self.m_plane = (
+            _odd_lines(n)
+            for n in (tiles * self.v_row, depth * self.panel * size, tiles * self.m_row)
+        )
+        self.y_row = (filters + LANES) * size
+        needed = {
+            "zeros": self.v_row,
+            "taps": TAPS * TAPS * self.lanes.lanes * self.panel * size,
+            "v": points * self.v_plane,
+            "u": points * self.u_plane,
+            "m": points * self.m_plane,
+            "y": outputs * self.y_row,
+        }
+        memory = f.value(f"alloca [{sum(map(_whole_lines, needed.values()))} x i8], align 64")
+        self.scratch: dict[str, str] = {}
+        at = 0
+        for what, n in needed.items():
+            self.scratch[what] = f.offset(memory, at)
+            at += _whole_lines(n)
+        self._clear(self.scratch["zeros"], str(self.v_row))
+
+    def _clear(self, begin: str, length: str) -> None:
+        f = self.f
+        clear = f.open_loop(0, length, self.lanes.bytes)
+        at = f.offset(begin, clear.index)
+        f.emit(f"store {self.lanes.vector} zeroinitializer, ptr {at}, align {self.lanes.bytes}")
+        f.close_loop(clear)
+
+    @contextmanager
+    def _loop(self, stop: str | int, step: str | int = 1) -> Iterator[str]:
+        """A loop from 0 that carries nothing."""
+        loop = self.f.open_loop(0, stop, step)
+        yield loop.index
+        self.f.close_loop(loop)
+
+    # ---- blocks
+
+    def emit(self) -> None:
+        f, t, tile = self.f, self.t, self.rule.tile
+        images, self.height, self.width = (f.dim(n) for n in self.c.m)
+        self.filter_count, self.channel_count = f.dim(self.c.n[0]), f.dim(self.c.k[-1])
+        # of what has size 0 no block runs, but the text must not divide by a constant 0
+        self.down, self.across = (
+            f.smax(self._ceildiv(n, tile), 1) for n in (self.height, self.width)
+        )
+        tiles = f.mul(images, f.mul(self.down, self.across))
+        by_tiles = f.smax(self._ceildiv(tiles, f.dim(t.block_tiles)), 1)
+        by_filters = f.smax(self._ceildiv(self.filter_count, f.dim(t.block_filters)), 1)
+        blocks = f.open_loop("%b0", "%b1", 1)
+        row, column = f.udiv(blocks.index, by_filters), f.urem(blocks.index, by_filters)
+        self.tile0, self.tiles = self._part(tiles, t.tile_rows, row, by_tiles)
+        self.filter0, self.filters = self._part(self.filter_count, self.panel, column, by_filters)
+        self._clear_missing_tiles()
+        self._sum()
+        self._finish()
+        f.close_loop(blocks)
+
+    def _ceildiv(self, size: str, unit: str | int) -> str:
+        return self.f.udiv(self.f.add(size, self.f.sub(unit, 1)), unit)
+
+    def _part(self, size: str, unit: int, index: str, parts: str) -> tuple[str, str]:
+        """Start and length of part `index` of `parts` even ones of a size, cut at multiples."""
+        f = self.f
+        units = self._ceildiv(size, unit)
+        start = f.mul(f.udiv(f.mul(index, units), parts), unit)
+        stop = f.smin(f.mul(f.udiv(f.mul(f.add(index, 1), units), parts), unit), size)
+        return start, f.sub(stop, start)
+
+    def _clear_missing_tiles(self) -> None:
+        """Zero what the last register tile reads beyond the block: see
+        `contraction._clear_missing_rows`."""
+        f = self.f
+        whole = f.mul(self._ceildiv(self.tiles, self.t.tile_rows), self.t.tile_rows)
+        length = f.mul(f.sub(whole, self.tiles), self.v_row)
+        begin = f.offset(self.scratch["v"], f.mul(self.tiles, self.v_row))
+        with self._loop(self.rule.points) as point:
+            self._clear(f.offset(begin, f.mul(point, self.v_plane)), length)
+
+    def _sum(self) -> None:
+        f = self.f
+        step = f.dim(self.t.depth)
+        slices = f.open_loop(0, f.smax(self.channel_count, 1), step)
+        depth = f.smin(f.sub(self.channel_count, slices.index), step)
+        first = f.value(f"icmp eq i64 {slices.index}, 0")
+        self._transform_input(slices.index, depth)
+        with self._loop(self.filters, self.panel) as column:
+            self._transform_filters(slices.index, depth, column)
+            self._multiply(depth, first, column)
+        f.close_loop(slices)
+
+    def _multiply(self, depth: str, first: str, column: str) -> None:
+        f, size = self.f, self.lanes.itemsize
+        shape = Tile(
+            self.t.tile_rows,
+            VECTORS,
+            self.lanes.lanes,
+            self.lanes.scalar,
+            size,
+            self.v_row,
+            size,
+            self.panel * size,
+            self.m_row,
+        )
+        m = f.offset(self.scratch["m"], f.mul(column, size))
+        start = [("ptr", self.scratch["v"]), ("ptr", self.scratch["u"]), ("ptr", m)]
+        points = f.open_loop(0, self.rule.points, 1, start)
+        v, u, m = points.carried
+        rows = f.open_loop(0, self.tiles, shape.rows, [("ptr", v), ("ptr", m)])
+        emit_tile(f, shape, rows.carried[0], u, rows.carried[1], depth, first)
+        below = (shape.rows * self.v_row, shape.rows * self.m_row)
+        f.close_loop(rows, [f.offset(p, n) for p, n in zip(rows.carried, below, strict=True)])
+        planes = (self.v_plane, self.u_plane, self.m_plane)
+        f.close_loop(points, [f.offset(p, n) for p, n in zip((v, u, m), planes, strict=True)])
+
+    # ---- tiles
+
+    @contextmanager
+    def _each_tile(self) -> Iterator[tuple[str, Mapping[int, str]]]:
+        """A loop over the tiles of the block: number, image and position of the first output."""
+        f = self.f
+        column, rest = f.urem(self.tile0, self.across), f.udiv(self.tile0, self.across)
+        row, image = f.urem(rest, self.down), f.udiv(rest, self.down)
+        loop = f.open_loop(0, self.tiles, 1, [("i64", image), ("i64", row), ("i64", column)])
+        image, row, column = loop.carried
+        side = self.rule.tile
+        yield loop.index, {0: image, 1: f.mul(row, side), 2: f.mul(column, side)}
+        column, carry = self._counted(column, "1", self.across)
+        row, carry = self._counted(row, carry, self.down)
+        f.close_loop(loop, [f.add(image, carry), row, column])
+
+    def _counted(self, at: str, step: str, extent: str) -> tuple[str, str]:
+        """A digit of an odometer one step later, and the carry."""
+        f = self.f
+        stepped = f.add(at, step)
+        wraps = f.value(f"icmp sge i64 {stepped}, {extent}")
+        after = f.value(f"select i1 {wraps}, i64 0, i64 {stepped}")
+        return after, f.value(f"zext i1 {wraps} to i64")
+
+    def _transform_input(self, channel0: str, depth: str) -> None:
+        f, t, span = self.f, self.lanes, self.rule.span
+        base = sum_records(f, self.x.origin(), self.x.part(f, {6: channel0}))
+        with self._each_tile() as (tile, place):
+            corner = sum_records(f, base, self.x.part(f, place))
+            sources = [[self._input(corner, i, j) for j in range(span)] for i in range(span)]
+            out = f.offset(self.scratch["v"], f.mul(tile, self.v_row))
+            with self._loop(depth, t.lanes) as channel:
+                at = f.mul(channel, t.itemsize)
+                left = f.sub(depth, channel)
+                square = [
+                    self._loads([f.offset(p, at) for p in row], left, self.t.whole_channels)
+                    for row in sources
+                ]
+                self._store_points(
+                    on_both_sides(f, t, self.rule.input, square), f.offset(out, at), self.v_plane
+                )
+
+    def _input(self, corner: Record, i: int, j: int) -> str:
+        """Where an element of an input tile lies; outside the input, where zeros lie."""
+        f = self.f
+        record = sum_records(f, corner, self.x.part(f, {4: str(i), 5: str(j)}))
+        address, inside = self.x.locate(f, record)
+        if not inside:
+            return address
+        return f.value(f"select i1 {inside}, ptr {address}, ptr {self.scratch['zeros']}")
+
+    def _loads(self, addresses: list[str], left: str, whole: bool) -> list[str]:
+        """Vectors of which `left` elements are there."""
+        f, t = self.f, self.lanes
+        if whole:
+            return [f.value(f"load {t.vector}, ptr {p}, align {t.itemsize}") for p in addresses]
+        mask = lanes_below(f, t, left)
+        return [masked_load(f, t, p, mask) for p in addresses]
+
+    def _store_points(self, square: list[list[str]], begin: str, plane: int) -> None:
+        f, t = self.f, self.lanes
+        for point, x in enumerate(x for row in square for x in row):
+            at = f.offset(begin, point * plane)
+            f.emit(f"store {t.vector} {x}, ptr {at}, align {t.bytes}")
+
+    # ---- filters
+
+    def _transform_filters(self, channel0: str, depth: str, column: str) -> None:
+        f, t = self.f, self.lanes
+        part = self.w.part(f, {3: f.add(self.filter0, column), 6: channel0})
+        begin, _ = self.w.locate(f, self.w.origin(), part)
+        if self.t.transposed:
+            self._transform_transposed(begin, depth, column)
+            return
+        down, across, step = (f.mul(self.w.strides[a], t.itemsize) for a in (4, 5, 6))
+        left = f.sub(self.filters, column)
+        moved = [f.add(f.mul(down, i), f.mul(across, j)) for i in range(3) for j in range(3)]
+        channels = f.open_loop(0, depth, 1, [("ptr", begin), ("ptr", self.scratch["u"])])
+        w, u = channels.carried
+        with self._loop(self.panel, t.lanes) as part_:
+            at = f.mul(part_, t.itemsize)
+            whole = self.t.whole_filters
+            taps = self._loads(
+                [f.offset(f.offset(w, n), at) for n in moved], f.sub(left, part_), whole
+            )
+            self._filters(taps, f.offset(u, at))
+        f.close_loop(channels, [f.offset(w, step), f.offset(u, self.panel * t.itemsize)])
+
+    def _filters(self, taps: list[str], begin: str) -> None:
+        """Transform a vector of filters."""
+        square = [taps[TAPS * i : TAPS * (i + 1)] for i in range(TAPS)]
+        made = on_both_sides(self.f, self.lanes, self.rule.filter, square)
+        self._store_points(made, begin, self.u_plane)
+
+    def _transform_transposed(self, begin: str, depth: str, column: str) -> None:
+        """Weights that are contiguous along channels: a vector of channels of all filters of the
+        panel is transposed at a time."""
+        f, t = self.f, self.lanes
+        row, tap_bytes = self.panel * t.itemsize, t.lanes * self.panel * t.itemsize
+        chunks = f.open_loop(0, depth, t.lanes, [("ptr", begin), ("ptr", self.scratch["u"])])
+        w, u = chunks.carried
+        with self._loop(TAPS * TAPS) as tap, self._loop(self.panel, t.lanes) as part:
+            place = self.w.part(f, {4: f.udiv(tap, TAPS), 5: f.urem(tap, TAPS)})[0]
+            source = f.offset(w, f.mul(place, t.itemsize))
+            last = f.sub(f.sub(self.filters, column), 1)
+            rows = [f.smin(f.add(part, i), last) for i in range(t.lanes)]
+            stride = f.mul(self.w.strides[3], t.itemsize)
+            addresses = [f.offset(source, f.mul(i, stride)) for i in rows]
+            found = self._loads(addresses, f.sub(depth, chunks.index), self.t.whole_channels)
+            out = f.offset(self.scratch["taps"], f.mul(tap, tap_bytes))
+            out = f.offset(out, f.mul(part, t.itemsize))
+            for i, x in enumerate(transposed_vectors(f, t, found)):
+                f.emit(f"store {t.vector} {x}, ptr {f.offset(out, i * row)}, align {t.bytes}")
+        with self._loop(tap_bytes, t.bytes) as at:
+            taps = [
+                f.offset(f.offset(self.scratch["taps"], at), i * tap_bytes)
+                for i in range(TAPS * TAPS)
+            ]
+            self._filters(self._loads(taps, "", True), f.offset(u, at))
+        f.close_loop(chunks, [f.offset(w, t.bytes), f.offset(u, t.lanes * row)])
+
+    # ---- outputs
+
+    def _finish(self) -> None:
+        f, t, side = self.f, self.lanes, self.rule.tile
+        with self._each_tile() as (tile, place):
+            m = f.offset(self.scratch["m"], f.mul(tile, self.m_row))
+            with self._loop(self.filters, t.lanes) as column:
+                at = f.mul(column, t.itemsize)
+                points = [
+                    f.offset(f.offset(m, at), n * self.m_plane) for n in range(self.rule.points)
+                ]
+                span = self.rule.span
+                square = [
+                    self._loads(points[span * i : span * (i + 1)], "", True) for i in range(span)
+                ]
+                made = on_both_sides(f, t, self.rule.output, square)
+                self._store_points(made, f.offset(self.scratch["y"], at), self.y_row)
+            rows = f.smin(f.sub(self.height, place[1]), side)
+            columns = f.smin(f.sub(self.width, place[2]), side)
+            with self._loop(rows) as i, self._loop(columns) as j:
+                y = f.offset(self.scratch["y"], f.mul(f.add(f.mul(i, side), j), self.y_row))
+                self._store({**place, 1: f.add(place[1], i), 2: f.add(place[2], j)}, y)
+
+    def _store(self, place: Mapping[int, str], y: str) -> None:
+        """The epilogue over the filters of one output position."""
+        f, t = self.f, self.lanes
+        kind = vector(t.scalar)
+        with self._loop(self.filters, LANES) as column:
+            left = f.value(f"trunc i64 {f.sub(self.filters, column)} to i32")
+            mask = f.value(f"icmp slt {vector('i32')} {_LANES32}, {f.splat('i32', left)}")
+            at = f.offset(y, f.mul(column, t.itemsize))
+            acc = f.value(f"load {kind}, ptr {at}, align {LANES * t.itemsize}")
+            self.epilogue.emit(Place(place, f.add(self.filter0, column), mask, acc))
+
+
+def _whole_lines(n: int) -> int:
+    return -(-n // 64) * 64
+
+
+def _odd_lines(n: int) -> int:
+    """At least n bytes: an odd number of cache lines, so that planes do not share cache sets."""
+    lines = -(-n // 64)
+    return (lines + 1 - lines % 2) * 64

@@ -1,0 +1,135 @@
+"""3x3 convolutions of stride 1 by Winograd's minimal filtering, where that pays.
+
+    before:  m = (batch, 56, 56)  n = (64,)  k = (3, 3, 64)      y[h, w] = sum of x[h + i - 1, ..]
+    after:   the same contraction, marked winograd = 2
+
+The input gradient is such a convolution with the taps in opposite order:
+
+    before:  A = g[h - i + 1, w - j + 1, c]    B = w[i, j, n, c]
+    after:   A = g[h + i - 1, w + j - 1, c]    B = w[2 - i, 2 - j, n, c]
+
+Whether it pays is decided by the sizes of one image, never by the batch, so that an image has the
+same bits alone and among others.  Imports: contraction_maps, kernel, winograd, dims, types.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from graphc import dims
+from graphc.contraction_maps import ContractionMaps
+from graphc.dims import DimLike
+from graphc.kernel import Access, Contraction, Term
+from graphc.types import Shape, float32
+from graphc.winograd import FILTERINGS, TAPS
+
+GAIN = 1.15
+"""How many times faster Winograd must be, by the model below, to be chosen."""
+
+UNKNOWN_SIDE = 56
+"""Height and width of an image whose size is known only at run time."""
+
+ROWS, COLUMNS, CHANNELS = 1, 2, 3
+"""Dimensions of the input; its row and column go with m axes 1 and 2 and with k axes 4 and 5."""
+
+
+def winograd_form(c: Contraction, maps: ContractionMaps, x: Shape, tile: int) -> Contraction | None:
+    """The contraction marked, or None where it is no such convolution or has too little to gain.
+
+    c     with its axes as in `maps`
+    x     the sizes of what A reads
+    tile  the side of the tiles of outputs
+    """
+    if not (c.dtype is float32 and _is_convolution(c, maps)) or gain(c, tile) < GAIN:
+        return None
+    a, b = c.a, c.b
+    for dimension in (ROWS, COLUMNS):
+        index = maps.a[dimension]
+        position, tap = index.axes
+        if not index.guarded:
+            a = _with_limit(a, position[0], x[dimension])
+        if tap[1] == -1:
+            a, b = _reversed(a, tap[0], position[0]), _reversed_taps(b, tap[0])
+    if not _contiguous(a, 6) or not (_contiguous(b, 3) or _contiguous(b, 6)):
+        return None
+    return replace(c, a=a, b=b, winograd=tile)
+
+
+def _is_convolution(c: Contraction, maps: ContractionMaps) -> bool:
+    if (len(c.batch), len(c.m), len(c.n), len(c.k)) != (0, 3, 1, 3) or c.k[:2] != (TAPS, TAPS):
+        return False
+    if len(maps.a) != 4 or any(i.div != 1 for i in (*maps.a, *maps.b)):
+        return False
+    image, *windows, channel = maps.a
+    if image.axes != ((0, 1),) or channel.axes != ((6, 1),) or image.guarded or channel.guarded:
+        return False
+    for d, index in zip((ROWS, COLUMNS), windows, strict=True):
+        if index.axes not in (((d, 1), (d + 3, 1)), ((d, 1), (d + 3, -1))):
+            return False
+        if not index.guarded and (index.shift != 0 or index.axes[1][1] != 1):
+            return False
+    return all(not i.guarded and len(i.axes) == 1 and i.axes[0][1] == 1 for i in maps.b)
+
+
+def _with_limit(a: Access, axis: int, limit: DimLike) -> Access:
+    """Tiles at the edge reach beyond an image, even where no window does."""
+    terms = (replace(t, limit=limit) if _moves(t, axis) else t for t in a.terms)
+    return replace(a, terms=tuple(terms))
+
+
+def _reversed(a: Access, tap: int, position: int) -> Access:
+    """position - tap + shift is position + (2 - tap) + shift - 2."""
+    terms = (
+        replace(t, axes=((position, 1), (tap, 1)), shift=dims.add(t.shift, 1 - TAPS))
+        if _moves(t, tap)
+        else t
+        for t in a.terms
+    )
+    return replace(a, terms=tuple(terms))
+
+
+def _reversed_taps(b: Access, tap: int) -> Access:
+    terms, offset = [], b.offset
+    for t in b.terms:
+        if _moves(t, tap):
+            offset = dims.add(offset, dims.mul(TAPS - 1, t.stride))
+            t = replace(t, stride=dims.mul(-1, t.stride))
+        terms.append(t)
+    return replace(b, terms=tuple(terms), offset=offset)
+
+
+def _moves(t: Term, axis: int) -> bool:
+    return any(a == axis for a, _ in t.axes)
+
+
+def _contiguous(access: Access, axis: int) -> bool:
+    return any(t.axes == ((axis, 1),) and t.stride == 1 for t in access.terms)
+
+
+def gain(c: Contraction, tile: int) -> float:
+    """How many times faster Winograd is than the sum over taps, roughly: the cycles of both per
+    image, in multiply-adds of 16 elements."""
+    rule = FILTERINGS[tile]
+    height, width = (_assumed(n, UNKNOWN_SIDE) for n in c.m[1:])
+    filters, channels = _assumed(c.n[0], 1), _assumed(c.k[-1], 1)
+    if not (height and width and filters and channels):
+        return 0.0
+    tiles = -(-height // tile) * -(-width // tile)
+    whole = -(-filters // 16) * 16
+    direct = TAPS * TAPS * channels * whole * height * width / 16
+    products = rule.points * channels * whole * tiles / 16
+    inputs = TRANSFORM * rule.points * channels * tiles * -(-filters // 64) / 8
+    outputs = TRANSFORM * rule.points * whole * tiles / 8
+    weights = TRANSFORM * rule.points * channels * whole * max(tiles / 48, 1) / 8
+    return direct / (PRODUCTS * products + inputs + outputs + weights)
+
+
+TRANSFORM = 1.5
+"""Cycles of a transform per vector of eight and point."""
+
+PRODUCTS = 1.1
+"""Cost of a product in short slices of channels against one over all of k."""
+
+
+def _assumed(size: DimLike, unknown: int) -> int:
+    return size if isinstance(size, int) else unknown
