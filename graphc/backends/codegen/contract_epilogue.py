@@ -13,6 +13,7 @@ from graphc.backends.codegen.contract_access import (
     Group,
     Operand,
     Record,
+    advanced,
     fused_axes,
     guards_axis,
     linear,
@@ -38,18 +39,41 @@ WIDE = vector("i64")
 DOUBLES = vector("double")
 
 _LANE_DOUBLES = "<" + ", ".join(f"double {float(i)}" for i in range(LANES)) + ">"
+_LANES32 = LANE_INDEX.replace("i64", "i32")
+_ALL = "splat (i1 true)"
 _SHIFT = splat_literal(2.0**52, "double")
 """Added to a double below 2**52 it leaves no room for a fraction."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """LANES elements of the tile: coordinates of row and batch axes, first column, mask."""
+    """LANES elements of the tile: coordinates of row and batch axes, first column, mask ('' for
+    all of them)."""
 
     scalars: Mapping[int, str]
     column: str
     mask: str
     acc: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`count` rows of the tile: their axes, coordinates of the first, those of batch axes."""
+
+    group: Group
+    first: Mapping[int, str]
+    count: str
+    batch: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """`count` columns of the tile: LANES at a time (`full`), fewer left over (`rest`), or both."""
+
+    first: str
+    count: str
+    full: bool
+    rest: bool
 
 
 class Epilogue:
@@ -80,6 +104,42 @@ class Epilogue:
             self._prepare(e.value[0])
         for operand in e.args:
             self._prepare_expr(operand)
+
+    def over(self, rows: Rows, columns: Columns, c: str, c_row: int) -> None:
+        """The epilogue of a tile of C at `c`, whose rows are `c_row` bytes apart."""
+        f = self.f
+        start = [("ptr", c), *(("i64", at) for at in rows.first.values())]
+        down = f.open_loop(0, rows.count, 1, start)
+        here = dict(zip(rows.first, down.carried[1:], strict=True))
+        scalars = {**rows.batch, **here}
+        whole = f.value(f"and i64 {columns.count}, {-LANES}") if columns.full else "0"
+        if columns.full:
+            end = whole if columns.rest else columns.count
+            self._along(columns, ("0", end), scalars, down.carried[0], False)
+        if columns.rest:
+            self._along(columns, (whole, columns.count), scalars, down.carried[0], True)
+        following = advanced(f, rows.group, here)
+        f.close_loop(down, [f.offset(down.carried[0], c_row), *(following[a] for a in here)])
+
+    def _along(
+        self,
+        columns: Columns,
+        part: tuple[str, str],
+        scalars: Mapping[int, str],
+        c: str,
+        masked: bool,
+    ) -> None:
+        """The epilogue of a part of the columns of a row; `masked` if some lanes may be missing."""
+        f, scalar, itemsize = self.f, scalar_type(self.c.dtype), self.c.dtype.itemsize
+        across = f.open_loop(*part, LANES)
+        mask = ""
+        if masked:
+            left = f.value(f"trunc i64 {f.sub(part[1], across.index)} to i32")
+            mask = f.value(f"icmp slt {vector('i32')} {_LANES32}, {f.splat('i32', left)}")
+        address = f.offset(c, f.mul(across.index, itemsize))
+        acc = f.value(f"load {vector(scalar)}, ptr {address}, align {LANES * itemsize // 2}")
+        self.emit(Place(scalars, f.add(columns.first, across.index), mask, acc))
+        f.close_loop(across)
 
     def emit(self, place: Place) -> None:
         """All stores for LANES elements: every expression is read before the first is written."""
@@ -189,7 +249,7 @@ class Epilogue:
         record[0] = f.add(record[0], self.place.column)
         address, inside = operand.locate(f, record)
         if inside:
-            return address, f.value(f"and {MASK} {self.place.mask}, {f.splat('i1', inside)}")
+            return address, self._and(self.place.mask, f.splat("i1", inside))
         return address, self.place.mask
 
     def _scattered(self, access: Access, index: str, below: str) -> tuple[str, str]:
@@ -225,6 +285,8 @@ class Epilogue:
         return f.value(f"getelementptr {kind}, ptr {operand.base}, {WIDE} {offset}"), mask
 
     def _and(self, a: str, b: str) -> str:
+        if not a or not b:
+            return a or b
         return self.f.value(f"and {MASK} {a}, {b}")
 
     def _load(self, access: Access, fill: str, dtype: DType) -> str:
@@ -234,6 +296,9 @@ class Epilogue:
         if not self._contiguous(access):
             return self._gather(access, fill, dtype, "", "")
         address, mask = self._along_columns(access)
+        if not mask:
+            x = f.value(f"load {vector(kind)}, ptr {address}, align {dtype.itemsize}")
+            return self._from_memory(x, dtype)
         x = f.call(
             vector(kind),
             f"llvm.masked.load.{suffix(kind)}.p0",
@@ -268,7 +333,7 @@ class Epilogue:
             f"llvm.masked.gather.{suffix(kind)}.v{LANES}p0",
             (vector("ptr"), addresses),
             ("i32", str(dtype.itemsize)),
-            (MASK, mask),
+            (MASK, mask or _ALL),
             (vector(kind), _fill(fill, kind)),
         )
         return self._from_memory(x, dtype)
@@ -288,6 +353,9 @@ class Epilogue:
             x = f.value(f"zext {MASK} {x} to {vector('i8')}")
         if store.index is None and self._contiguous(store.access):
             address, mask = self._along_columns(store.access)
+            if not mask:
+                f.emit(f"store {vector(kind)} {x}, ptr {address}, align {dtype.itemsize}")
+                return
             f.call(
                 "void",
                 f"llvm.masked.store.{suffix(kind)}.p0",
@@ -309,7 +377,7 @@ class Epilogue:
             (vector(kind), x),
             (vector("ptr"), addresses),
             ("i32", str(dtype.itemsize)),
-            (MASK, mask),
+            (MASK, mask or _ALL),
         )
 
 

@@ -157,7 +157,7 @@ def _copy_or_clear(
 
 
 @dataclass(frozen=True)
-class Columns:
+class Lanes:
     """Outer elements that become columns: `lanes` of them from `first` on, at most `last`."""
 
     table: Table
@@ -172,7 +172,7 @@ class Columns:
 def pack_transposed(
     f: FunctionText,
     p: Packer,
-    columns: Columns,
+    columns: Lanes,
     inner: Table,
     destination: str,
     stride: int,
@@ -212,9 +212,7 @@ def pack_transposed(
     f.close_loop(runs, [f.offset(at, f.mul(length, stride))])
 
 
-def _locate_lanes(
-    f: FunctionText, p: Packer, columns: Columns, record: Record, length: str
-) -> None:
+def _locate_lanes(f: FunctionText, p: Packer, columns: Lanes, record: Record, length: str) -> None:
     """Tabulate where the run begins in each column, and how much of it is inside."""
     lanes = f.open_loop(0, p.lanes, 1, [("ptr", p.located)])
     position = columns.position(f, p, lanes.index)

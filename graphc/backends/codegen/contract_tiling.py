@@ -2,7 +2,7 @@
 
 Tiling follows from the contraction and the target alone, never from threads, and never changes
 bits: each element of C is one chain of fused multiply-adds however it is cut.
-Imports: targets, contract_access, contract_blocks, kernel, dims, errors.
+Imports: targets, text, contract_access, contract_blocks, kernel, dims, errors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from graphc.backends.codegen.contract_access import (
 )
 from graphc.backends.codegen.contract_blocks import DEPTH, block, block_in_place
 from graphc.backends.codegen.targets import Target
-from graphc.dims import DimLike, atoms, ceildiv, evaluate, maximum, minimum, product
+from graphc.backends.codegen.text import LANES
+from graphc.dims import DimLike, atoms, ceildiv, evaluate, factor, maximum, minimum, product
 from graphc.errors import ShapeError
 from graphc.kernel import Access, Contraction, Cut, Term
 
@@ -96,6 +97,7 @@ class Tiling:
     most: Room
     half: bool  # the last vector of a tile has half the lanes
     skips: bool  # runs of k that lie outside for every row of a tile are skipped
+    chunks: tuple[bool, bool]  # the epilogue meets LANES columns at a time, and fewer
     # (rows, vectors): up to so many rows, B is read in place by such tiles; for symbolic numbers
     few_rows: tuple[tuple[int, int], ...] = ()
     swapped: bool = False
@@ -141,6 +143,7 @@ def cut_of(c: Contraction, target: Target) -> Cut:
         t.tile_vectors,
         t.half,
         t.skips,
+        t.chunks,
         t.few_rows,
     )
     return Cut(code, (t.block_rows, t.block_cols, t.depth, t.spread, *t.most))
@@ -148,7 +151,7 @@ def cut_of(c: Contraction, target: Target) -> Cut:
 
 def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
     """The tiling that a kernel carries."""
-    swapped, pack_left, pack_right, tile_rows, vectors, half, skips, few_rows = cut.code
+    swapped, pack_left, pack_right, tile_rows, vectors, half, skips, chunks, few_rows = cut.code
     block_rows, block_cols, depth, spread, *_ = cut.numbers
     most: Any = cut.most or cut.numbers
     _, m, n, _ = groups(c)
@@ -171,6 +174,7 @@ def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
         Room(*most[4:]),
         half,
         skips,
+        chunks,
         few_rows,
         swapped,
     )
@@ -232,6 +236,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         room,
         half,
         skips,
+        _chunks(cols.size, vectors * lanes, block_cols),
         few_rows,
         swapped,
     )
@@ -271,6 +276,12 @@ def _run_cycles(access: Access, free: Group, k: Group) -> float:
     """Cycles per element that go to finding short runs."""
     score = max(_run_score(access, free), _run_score(access, k))
     return 6.0 if score < 4 else 12 / score - 0.75
+
+
+def _chunks(cols: DimLike, tile_cols: int, block_cols: int) -> tuple[bool, bool]:
+    """Whether blocks have LANES columns to finish at a time, and whether fewer are left over."""
+    together = tile_cols % LANES == 0 or assumed(cols) <= block_cols
+    return not isinstance(cols, int) or cols >= LANES, not together or factor(cols) % LANES != 0
 
 
 def _half(cols: DimLike, vectors: int, lanes: int) -> bool:

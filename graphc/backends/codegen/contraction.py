@@ -16,12 +16,11 @@ from graphc.backends.codegen.contract_access import (
     Operand,
     Record,
     Table,
-    advanced,
     coordinates,
     record_words,
     sum_records,
 )
-from graphc.backends.codegen.contract_epilogue import Epilogue, Place
+from graphc.backends.codegen.contract_epilogue import Columns, Epilogue, Rows
 from graphc.backends.codegen.contract_lines import LinesEmitter
 from graphc.backends.codegen.contract_lines_tiling import (
     line_block_count,
@@ -30,7 +29,7 @@ from graphc.backends.codegen.contract_lines_tiling import (
 )
 from graphc.backends.codegen.contract_microkernel import Runs, Tile, emit_tile, lanes_below
 from graphc.backends.codegen.contract_packing import (
-    Columns,
+    Lanes,
     Packer,
     pack_copies,
     pack_needed,
@@ -52,15 +51,13 @@ from graphc.backends.codegen.contract_winograd import (
     winograd_cut,
 )
 from graphc.backends.codegen.targets import Target, host_target
-from graphc.backends.codegen.text import LANE_INDEX, LANES, FunctionText, scalar_type, vector
+from graphc.backends.codegen.text import LANES, FunctionText, scalar_type
 from graphc.dims import DimLike
 from graphc.kernel import Contraction, Cut, sizes_of
 
 STRIP = 16
 STRIP_BYTES = 128
 """Narrow panels are packed together, STRIP steps of k at a time; narrow means up to STRIP_BYTES."""
-
-_LANES32 = LANE_INDEX.replace("i64", "i32")
 
 
 def contraction_blocks(c: Contraction, target: Target | None = None) -> DimLike:
@@ -407,7 +404,7 @@ class _Emitter:
         first = f.add(panels.index, parts.index)
         at = f.offset(panel, f.mul(parts.index, self.itemsize))
         square = self.scratch["square"]
-        pack_transposed(f, p, Columns(free, first, last), k, at, self.b_step, square)
+        pack_transposed(f, p, Lanes(free, first, last), k, at, self.b_step, square)
         f.close_loop(parts)
         f.close_loop(panels, [f.offset(panel, self.b_panel)])
 
@@ -501,18 +498,6 @@ class _Emitter:
 
     def _finish_rows(self, c: str, row: Mapping[int, str], count: str) -> None:
         """Run the epilogue over `count` rows of C, the first at given coordinates."""
-        f, t = self.f, self.t
-        start = [("ptr", c), *(("i64", at) for at in row.values())]
-        down = f.open_loop(0, count, 1, start)
-        row = dict(zip(row, down.carried[1:], strict=True))
-        scalars = {**self.batch_coords, **row}
-        across = f.open_loop(0, self.cols, LANES)
-        left = f.value(f"trunc i64 {f.sub(self.cols, across.index)} to i32")
-        mask = f.value(f"icmp slt {vector('i32')} {_LANES32}, {f.splat('i32', left)}")
-        address = f.offset(down.carried[0], f.mul(across.index, self.itemsize))
-        kind = vector(self.scalar)
-        acc = f.value(f"load {kind}, ptr {address}, align {LANES * self.itemsize // 2}")
-        self.epilogue.emit(Place(scalars, f.add(self.col0, across.index), mask, acc))
-        f.close_loop(across)
-        following = advanced(f, t.rows, row)
-        f.close_loop(down, [f.offset(down.carried[0], self.c_row), *(following[a] for a in row)])
+        columns = Columns(self.col0, self.cols, *self.t.chunks)
+        rows = Rows(self.t.rows, row, count, self.batch_coords)
+        self.epilogue.over(rows, columns, c, self.c_row)
