@@ -9,7 +9,7 @@ Imports: contract_access, contract_microkernel, text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import struct
 from dataclasses import dataclass
 
 from graphc.backends.codegen.contract_access import (
@@ -17,7 +17,6 @@ from graphc.backends.codegen.contract_access import (
     Operand,
     Record,
     Table,
-    advanced,
     sum_records,
 )
 from graphc.backends.codegen.contract_microkernel import (
@@ -27,7 +26,9 @@ from graphc.backends.codegen.contract_microkernel import (
     store_sums,
     typed_sums,
 )
-from graphc.backends.codegen.text import FunctionText
+from graphc.backends.codegen.text import FunctionText, float_literal
+
+_SHIFT_BITS = struct.unpack("<q", struct.pack("<d", 3.0 * 2**51))[0]
 
 UNROLL = 4
 """Steps of k between two tests of the inner loop."""
@@ -35,10 +36,9 @@ UNROLL = 4
 
 @dataclass(frozen=True)
 class RowScratch:
-    """Memory of the tables: records of the rows of a tile, addresses by run, runs needed, and as
-    many zeros as a run has elements."""
+    """Memory of the tables: addresses by run, runs needed; and as many zeros as a run may have
+    elements."""
 
-    records: str
     addresses: str
     needed: str
     zeros: str
@@ -57,79 +57,80 @@ class RowsInPlace:
     ) -> None:
         self.operand, self.rows, self.k, self.memory = operand, rows, k, memory
         self.guards = operand.guards
-        self.plain = len(rows.axes) <= 1 and not self.guards
 
     def locate(
-        self,
-        f: FunctionText,
-        tile_rows: int,
-        origin: Record,
-        coords: Mapping[int, str],
-        left: str,
-    ) -> dict[int, str]:
-        """Tabulate the rows of a tile from given coordinates on, of which `left` rows exist.
-
-        Returns the coordinates of the next tile.
-        """
+        self, f: FunctionText, tile_rows: int, origin: Record, first: str, left: str
+    ) -> None:
+        """Tabulate the rows of a tile from the row numbered `first` on, `left` of which exist."""
         n = table_slots(tile_rows)
-        words, following = self._words(f, tile_rows, n, coords)
-        wide, mask = f"<{n} x i64>", f"<{n} x i1>"
-        numbers = "<" + ", ".join(f"i64 {i}" for i in range(n)) + ">"
-        there = f.value(f"icmp slt {wide} {numbers}, {f.splat('i64', left, n)}")
-        limits = [f.splat("i64", guard.limit, n) for guard in self.guards]
+        wide, base = f"<{n} x i64>", self.operand.base
+        words = self._words(f, n, first)
+        # negative where a row does not exist, then where it lies outside
+        missing = f.value(f"sub {wide} {f.splat('i64', f.sub(left, 1), n)}, {_numbers(n, 'i64')}")
+        ends = [f.splat("i64", f.sub(guard.limit, 1), n) for guard in self.guards]
         zeros = f.splat("ptr", self.memory.zeros, n)
         start = [("ptr", self.memory.addresses), ("ptr", self.memory.needed)]
         runs = f.open_loop(0, self.k.rows, 1, start)
         addresses, needed = runs.carried
         record = sum_records(f, origin, self.k.read(f, runs.index)[0])
-        inside = there
-        for word, moved, limit in zip(words[1:], record[1:], limits, strict=True):
+        outside = missing
+        for word, moved, end in zip(words[1:], record[1:], ends, strict=True):
             at = f.value(f"add {wide} {word}, {f.splat('i64', moved, n)}")
-            below = f.value(f"icmp ult {wide} {at}, {limit}")
-            inside = f.value(f"and {mask} {inside}, {below}")
+            beyond = f.value(f"sub {wide} {end}, {at}")
+            outside = f.value(f"or {wide} {outside}, {f.value(f'or {wide} {at}, {beyond}')}")
         moved = f.splat("i64", f.mul(record[0], self.operand.itemsize), n)
         offsets = f.value(f"add {wide} {words[0]}, {moved}")
-        found = f.value(f"getelementptr i8, ptr {self.operand.base}, {wide} {offsets}")
-        found = f.value(f"select {mask} {inside}, <{n} x ptr> {found}, <{n} x ptr> {zeros}")
+        found = f.value(f"getelementptr i8, ptr {base}, {wide} {offsets}")
+        inside = f.value(f"icmp sgt {wide} {outside}, splat (i64 -1)")
+        found = f.value(f"select <{n} x i1> {inside}, <{n} x ptr> {found}, <{n} x ptr> {zeros}")
         f.emit(f"store <{n} x ptr> {found}, ptr {addresses}, align {min(8 * n, 64)}")
         if self.guards:
-            bits = f.value(f"bitcast {mask} {inside} to i{n}")
-            some = f.value(f"icmp ne i{n} {bits}, 0")
+            none = f.call("i64", f"llvm.vector.reduce.and.v{n}i64", (wide, outside))
+            some = f.value(f"icmp sgt i64 {none}, -1")
             f.emit(f"store i8 {f.value(f'zext i1 {some} to i8')}, ptr {needed}")
         f.close_loop(runs, [f.offset(addresses, 8 * n), f.offset(needed, 1)])
-        return following
 
-    def _words(
-        self, f: FunctionText, tile_rows: int, n: int, coords: Mapping[int, str]
-    ) -> tuple[list[str], dict[int, str]]:
-        """What the rows of a tile add to records, a vector per word, the first in bytes; and the
-        coordinates of the next tile."""
-        wide, size = f"<{n} x i64>", self.operand.itemsize
-        if self.plain:
-            first = self.operand.part(f, coords)[0]
-            step, following = "0", {}
+    def _words(self, f: FunctionText, n: int, first: str) -> list[str]:
+        """What n rows from one on add to records, a vector for each word, the first in bytes.
+
+        Coordinates are worked out as numbers of floating point: whole numbers below 2**51 are the
+        low bits of their sum with 3 * 2**51.
+        """
+        doubles, wide = f"<{n} x double>", f"<{n} x i64>"
+
+        def op(name: str, a: str, b: str) -> str:
+            return f.value(f"{name} {doubles} {a}, {b}")
+
+        def number(x: str) -> str:
+            return f.splat("double", f.known(f"sitofp i64 {x} to double"), n)
+
+        rest = op("fadd", number(first), _numbers(n, "double"))
+        coords: dict[int, str] = {}
+        for axis, extent in list(zip(self.rows.axes, self.rows.extents, strict=True))[:0:-1]:
+            size = f.known(f"sitofp i64 {f.smax(f.dim(extent), 1)} to double")
+            inverse = f.splat("double", f.known(f"fdiv double {_double(1.0)}, {size}"), n)
+            middle = op("fadd", rest, f"splat (double {_double(0.5)})")
+            quotient = f.intrinsic("floor", "double", op("fmul", middle, inverse), lanes=n)
+            covered = op("fmul", quotient, f.splat("double", size, n))
+            coords[axis] = op("fsub", rest, covered)
+            rest = quotient
+        if self.rows.axes:
+            coords[self.rows.axes[0]] = rest
+        shift = f"splat (double {_double(3.0 * 2**51)})"
+        words = []
+        for i in range(1 + len(self.guards)):
+            total = shift
             for axis, at in coords.items():
-                step = f.mul(self.operand.strides[axis], size)
-                following[axis] = f.add(at, tile_rows)
-            numbers = "<" + ", ".join(f"i64 {i}" for i in range(n)) + ">"
-            moved = f.value(f"mul {wide} {numbers}, {f.splat('i64', step, n)}")
-            begin = f.splat("i64", f.mul(first, size), n)
-            return [f.value(f"add {wide} {begin}, {moved}")], following
-        order = list(coords)
-        start = [("ptr", self.memory.records), *(("i64", coords[a]) for a in order)]
-        loop = f.open_loop(0, tile_rows, 1, start)
-        here = dict(zip(order, loop.carried[1:], strict=True))
-        record = self.operand.part(f, here)
-        record[0] = f.mul(record[0], size)
-        for i, word in enumerate(record):
-            f.emit(f"store i64 {word}, ptr {f.offset(loop.carried[0], 8 * n * i)}, align 8")
-        after = advanced(f, self.rows, here)
-        ends = f.close_loop(loop, [f.offset(loop.carried[0], 8), *(after[a] for a in order)])
-        words = [
-            f.value(f"load {wide}, ptr {f.offset(self.memory.records, 8 * n * i)}, align 8")
-            for i in range(len(record))
-        ]
-        return words, dict(zip(order, ends[1:], strict=True))
+                if i == 0:
+                    step = f.mul(self.operand.strides[axis], self.operand.itemsize)
+                else:
+                    step = self.guards[i - 1].coefs.get(axis, "0")
+                if step != "0":
+                    moved = at if step == "1" else op("fmul", at, number(step))
+                    total = op("fadd", total, moved)
+            bits = f.value(f"bitcast {doubles} {total} to {wide}")
+            words.append(f.value(f"sub {wide} {bits}, splat (i64 {_SHIFT_BITS})"))
+        return words
 
     def multiply(self, f: FunctionText, t: Tile, b: str, c: str, first: str) -> None:
         """C tile = (0 if `first` else C tile) + sum over the located runs of A rows * B panel."""
@@ -183,3 +184,12 @@ def _add_run(
             sums = add_products(f, t, here, f.offset(b, f.mul(u, t.b_step)), sums)
         b, *sums = f.close_loop(loop, [following, *sums])
     return sums
+
+
+def _numbers(n: int, kind: str) -> str:
+    """The constant 0, 1, ... n - 1."""
+    return "<" + ", ".join(f"{kind} {float(i) if kind == 'double' else i}" for i in range(n)) + ">"
+
+
+def _double(x: float) -> str:
+    return float_literal(x, "double")

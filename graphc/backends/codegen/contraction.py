@@ -113,7 +113,7 @@ class _Emitter:
         along_rows, along_cols = t.pack_left.mode == "panels", t.pack_right.mode != "transpose"
         self.left_tables = self._tables(self.left, t.rows, t.pack_left, along_rows, "left")
         self.right_tables = self._tables(self.right, t.cols, t.pack_right, along_cols, "right")
-        tables = RowScratch(*(self.scratch[n] for n in ("records", "runs", "needed", "zeros")))
+        tables = RowScratch(*(self.scratch[n] for n in ("runs", "needed", "zeros")))
         self.in_place = RowsInPlace(f, self.left, t.rows, self.left_tables[1], tables)
 
     # ---- scratch memory
@@ -142,7 +142,6 @@ class _Emitter:
             zeros, located = -(-depth * size // 64) * 64, table_slots(t.tile_rows)
         needed = {
             "zeros": zeros,
-            "records": 8 * left_words * located,
             "runs": 8 * located * t.most.runs,
             "located": 16 * t.lanes,
             "square": t.lanes * t.lanes * size,
@@ -263,12 +262,11 @@ class _Emitter:
             table.fill(f, start, depth)
         self._pack_right(self._packer(self.right, self._origin(self.right)), depth)
         shape, origin = self._tile_shape(), self._origin(self.left)
-        row = coordinates(f, t.rows, self.row0)
-        carried = [("ptr", self.scratch["c"]), *(("i64", at) for at in row.values())]
-        down = f.open_loop(0, self.rows, t.tile_rows, carried)
-        c, row = down.carried[0], dict(zip(row, down.carried[1:], strict=True))
+        down = f.open_loop(0, self.rows, t.tile_rows, [("ptr", self.scratch["c"])])
+        c = down.carried[0]
         left = f.sub(self.rows, down.index)
-        following = self.in_place.locate(f, t.tile_rows, origin, row, left)
+        first_row = f.add(self.row0, down.index)
+        self.in_place.locate(f, t.tile_rows, origin, first_row, left)
         across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", self.scratch["b"])])
         at = f.offset(c, f.mul(across.index, self.itemsize))
         self.in_place.multiply(f, shape, across.carried[0], at, first)
@@ -276,10 +274,10 @@ class _Emitter:
         finish, after = f.fresh("finish"), f.fresh("after")
         f.branch_if(last, finish, after)
         f.label(finish)
-        self._finish_rows(c, row, f.smin(left, t.tile_rows))
+        self._finish_rows(c, coordinates(f, t.rows, first_row), f.smin(left, t.tile_rows))
         f.branch(after)
         f.label(after)
-        f.close_loop(down, [f.offset(c, below), *(following[a] for a in row)])
+        f.close_loop(down, [f.offset(c, below)])
 
     def _sum(self) -> None:
         f, t = self.f, self.t
