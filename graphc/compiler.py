@@ -31,18 +31,24 @@ def cut_of(kernel: Contraction) -> Cut:
 
 
 def plan_cpu(
-    program: Program, trace: Trace | None = None, budget: Budget | None = None
+    program: Program,
+    trace: Trace | None = None,
+    budget: Budget | None = None,
+    keep: bool = True,
 ) -> tuple[Plan, Program]:
     """The plan of a program for the CPU, and the program as it was lowered.
 
+    keep  whether values may stay between runs
     Both depend on the budget: on its bytes and on its sizes.  Raises MemoryBudgetError.
     """
-    return build_plan(optimize(program, trace=trace), blocks_of, trace, budget, cut_of)
+    return build_plan(optimize(program, trace=trace), blocks_of, trace, budget, cut_of, keep)
 
 
-def compile_cpu(program: Program, budget: Budget | None = None) -> tuple[Executable, Program]:
+def compile_cpu(
+    program: Program, budget: Budget | None = None, keep: bool = True
+) -> tuple[Executable, Program]:
     """Native code for a program, and the program as it was lowered; see `plan_cpu`."""
     from graphc.backends.llvm.executable import compile_plan
 
-    plan, lowered = plan_cpu(program, budget=budget)
+    plan, lowered = plan_cpu(program, budget=budget, keep=keep)
     return compile_plan(plan), lowered

@@ -209,7 +209,7 @@ class Compilation:
 
     @property
     def peak_bytes(self) -> int:
-        return self.plan.arena_bytes(self.sizes)
+        return self.plan.peak_bytes(self.sizes)
 
     @property
     def unshared_bytes(self) -> int:

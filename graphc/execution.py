@@ -99,6 +99,11 @@ class Compiled:
     written: frozenset[int]
     guarded: Program | None = None  # the program before the NaN guard, if there is one
 
+    def scratch_bytes(self, sizes: Sizes) -> int:
+        """Memory for intermediate values, those that stay between runs included."""
+        kept = sum(value.bytes for value in self.executable.kept)
+        return self.executable.arena_bytes(sizes) + kept
+
     def run(
         self,
         inputs: Sequence[Array],
@@ -107,12 +112,13 @@ class Compiled:
         threads: int,
         trace: Trace | None = None,
         deadline: float | None = None,
+        kept: Sequence[Array] = (),
     ) -> list[Array]:
         """Run once; see backends.base.Executable."""
         if self.guarded is None:
-            return self.executable.run(inputs, state, sizes, threads, trace, deadline)
+            return self.executable.run(inputs, state, sizes, threads, trace, deadline, kept)
         try:
-            return self.executable.run(inputs, state, sizes, threads, trace, deadline)
+            return self.executable.run(inputs, state, sizes, threads, trace, deadline, kept)
         except NonFiniteError as error:
             values = dict(zip(self.ids, state, strict=True))
             raise nan_guard.located(error, self.guarded, inputs, values, sizes) from None
@@ -235,7 +241,7 @@ class Entry:
         outcome = _outcome(ranked, sizes)
         known = ranked.by_outcome.get(outcome, [])
         for compiled in known:
-            if self.budget is None or compiled.executable.arena_bytes(sizes) <= self.budget:
+            if self.budget is None or compiled.scratch_bytes(sizes) <= self.budget:
                 count("plan_hits")
                 return compiled, sizes
         timer = Timer()
@@ -307,7 +313,7 @@ class Entry:
         if self.budget is not None:  # what is compiled depends on it, so a cache's key must too
             compiler = functools.partial(compiler, budget=Budget(self.budget, sizes))
         if has_host_calls(program) and self.device != "reference":
-            executable, compiled = compile_parts(program, compiler)
+            executable, compiled = compile_parts(program, functools.partial(compiler, keep=False))
         else:
             executable, compiled = compiler(program)
         count("plans")
@@ -388,17 +394,21 @@ def native_entry(
 # ---- devices -----------------------------------------------------------------------------------
 
 
-def _cpu(program: Program, budget: Budget | None = None) -> tuple[Executable, Program]:
+def _cpu(
+    program: Program, budget: Budget | None = None, keep: bool = True
+) -> tuple[Executable, Program]:
     from graphc.backends.llvm.entry_function import begin_native_function
 
     begin_native_function()  # now: no later call then waits for it, and LLVM loads meanwhile
 
     from graphc.compiler import compile_cpu  # the passes take a while to import
 
-    return compile_cpu(program, budget)
+    return compile_cpu(program, budget, keep)
 
 
-def _reference(program: Program, budget: Budget | None = None) -> tuple[Executable, Program]:
+def _reference(
+    program: Program, budget: Budget | None = None, keep: bool = True
+) -> tuple[Executable, Program]:
     return ReferenceExecutable(program), program
 
 
@@ -406,4 +416,7 @@ COMPILERS: dict[str, Callable[..., tuple[Executable, Program]]] = {
     "reference": _reference,
     "cpu": _cpu,
 }
-"""device -> (program, budget=None -> executable, the program it runs)."""
+"""device -> (program, budget=None, keep=True -> executable, the program it runs).
+
+keep  whether what it makes of variables alone may stay between runs
+"""

@@ -72,15 +72,16 @@ class Explanation:
         return "\n".join(parts)
 
     def peak_formula(self) -> str:
-        """The size of the arena in bytes, exactly, as a formula in the named sizes."""
+        """The size of arena and kept values in bytes, exactly, as a formula in the named sizes."""
         return self.plan.peak_formula()
 
     def peak_bytes(self, sizes: Mapping[Any, Any] | None = None) -> int:
-        """The exact size of the arena, which is what a run allocates besides its results.
+        """The exact size of the arena, which is what a run allocates besides its results, and of
+        what is kept between runs.
 
         sizes  of unknown dimensions by name, as in `{"batch": 64}`, or shapes by placeholder
         """
-        return self.plan.arena_bytes(named_sizes(self.stages[0][1].inputs, sizes or {}))
+        return self.plan.peak_bytes(named_sizes(self.stages[0][1].inputs, sizes or {}))
 
     def memory(self, sizes: Mapping[Any, Any] | None = None) -> Memory:
         """Bytes of everything a run uses, for these sizes; see `peak_bytes`."""

@@ -133,6 +133,8 @@ class _Part:
 class PartsExecutable:
     """Compiled parts with calls between them; see backends.base.Executable."""
 
+    kept = ()
+
     def __init__(self, program: Program, parts: Sequence[_Part]) -> None:
         self.program = program
         self.parts = tuple(parts)
@@ -146,6 +148,7 @@ class PartsExecutable:
         threads: int,
         trace: Trace | None = None,
         deadline: float | None = None,
+        kept: Sequence[Array] = (),
     ) -> list[Array]:
         stored = {v.node.id: a for v, a in zip(self._variables, state, strict=True)}
         values = {id(t): a for t, a in zip(self.program.inputs, inputs, strict=True)}

@@ -22,6 +22,7 @@ class Memory:
     """Bytes of everything a run uses.
 
     arena      scratch memory of one run: allocated for it or taken over from an earlier one
+    kept       values of variables and constants alone, which stay between runs
     outputs    arrays made for the fetched values
     inputs     arrays fed, if none has to be converted
     variables  values the session keeps
@@ -30,6 +31,7 @@ class Memory:
     """
 
     arena: int
+    kept: int
     outputs: int
     inputs: int
     variables: int
@@ -38,7 +40,7 @@ class Memory:
     @property
     def total(self) -> int:
         """All of them together."""
-        return self.arena + self.outputs + self.inputs + self.variables + self.constants
+        return sum(vars(self).values())
 
     def __str__(self) -> str:
         rows = {**vars(self), "total": self.total}
@@ -56,6 +58,7 @@ def memory_of(plan: Plan, sizes: Sizes) -> Memory:
 
     return Memory(
         plan.arena_bytes(sizes),
+        plan.kept_bytes,
         total(plan.outputs),
         total(plan.inputs),
         total(plan.variables),

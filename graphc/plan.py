@@ -1,25 +1,37 @@
 """The plan: what lowering and memory planning hand to a backend.
 
 An ordered table of steps over buffers.  Steps before `commit` may fail and write no state; steps
-from `commit` on write variables in place and cannot fail, so a failed run changes nothing.
-Imports: arena, kernel, types, dims, location.
+from `commit` on write variables in place and cannot fail, so a failed run changes nothing.  What
+follows from variables and constants alone may be made by a plan of its own, `keeping`, and stay
+between runs.  Imports: arena, kernel, types, dims, location.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from graphc.arena import ALIGNMENT, Slot, formula, peaks, stack, summary
-from graphc.dims import DimLike, Sizes
+from graphc.dims import DimLike, Sizes, add, evaluate, product
 from graphc.errors import RunError
 from graphc.kernel import Contraction, Kernel, sizes_of
 from graphc.location import Location
 from graphc.types import TensorType
 
-__all__ = ["ALIGNMENT", "BufferUse", "Check", "Plan", "Ref", "Slot", "Space", "Step", "Value"]
+__all__ = [
+    "ALIGNMENT",
+    "BufferUse",
+    "Check",
+    "Kept",
+    "Plan",
+    "Ref",
+    "Slot",
+    "Space",
+    "Step",
+    "Value",
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class Ref:
     'input'    plan.inputs: an array fed for this run, read only
     'constant' plan.constants
     'state'    plan.variables: the variable's current storage in the session
+    'kept'     plan.kept: a value that stays between runs, read only
     'output'   plan.outputs: an array made for this run and returned
     'fault'    plan.checks: the fault record of the step (four i64, see LoopKernel)
     """
@@ -46,6 +59,22 @@ class Value:
     name: str
     type: TensorType
     loc: Location
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A value that stays between runs, until one of the variables that it follows from changes.
+
+    sources  those variables, by number in the plan
+    """
+
+    value: Value
+    sources: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What it takes; its size is always known."""
+        return evaluate(product(self.value.type.shape or ()), {}) * self.value.type.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -116,6 +145,8 @@ class Plan:
     """Kernels and the steps that launch them, over buffers.
 
     One that was read from the cache has no kernels and no buffers, only the kernels' `spaces`.
+    The outputs of `keeping` are what is `kept`; it has the same kernels and variables, is fed
+    nothing, writes no state and cannot fail.
     """
 
     kernels: tuple[Kernel, ...]
@@ -129,17 +160,37 @@ class Plan:
     checks: tuple[tuple[Check, ...], ...] = ()
     buffers: tuple[BufferUse, ...] = field(default=(), compare=False)
     spaces: tuple[Space, ...] = field(default=(), compare=False)  # of the kernels
+    kept: tuple[Kept, ...] = ()
+    keeping: Plan | None = None
 
     def __post_init__(self) -> None:
         if not self.spaces:
             object.__setattr__(self, "spaces", tuple(map(space_of, self.kernels)))
 
     def arena_bytes(self, sizes: Sizes) -> int:
-        """The exact size of the arena for these sizes: what a run allocates, no more, no less."""
-        return stack(self.slots, [slot.bytes(sizes) for slot in self.slots])[1]
+        """The exact size of the arena for these sizes: what a run allocates, no more, no less.
+
+        What is kept is made in the same arena, before the run.
+        """
+        own = stack(self.slots, [slot.bytes(sizes) for slot in self.slots])[1]
+        return own if self.keeping is None else max(own, self.keeping.arena_bytes({}))
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the values kept between runs take."""
+        return sum(kept.bytes for kept in self.kept)
+
+    def peak_bytes(self, sizes: Sizes) -> int:
+        """The exact size of the arena and of what is kept, for these sizes."""
+        return self.arena_bytes(sizes) + self.kept_bytes
+
+    def without_kernels(self) -> Plan:
+        """What is kept of a plan on disk."""
+        keeping = None if self.keeping is None else self.keeping.without_kernels()
+        return replace(self, kernels=(), buffers=(), keeping=keeping)
 
     def peak_formula(self) -> str:
-        """The arena's size in bytes as text, a formula in the named sizes."""
+        """The size of arena and kept values in bytes as text, a formula in the named sizes."""
         return formula(self.peaks())
 
     def peak_summary(self) -> str:
@@ -147,8 +198,14 @@ class Plan:
         return summary(self.peaks())
 
     def peaks(self) -> tuple[DimLike, ...]:
-        """Expressions in the named sizes; the largest is the arena's size.  See `arena.peaks`."""
+        """Expressions in the named sizes; the largest is `peak_bytes`.  See `arena.peaks`."""
         found: tuple[DimLike, ...] | None = self.__dict__.get("_peaks")
         if found is None:
-            found = self.__dict__["_peaks"] = peaks(self.slots)
+            found = peaks(self.slots)
+            if self.keeping is not None:
+                least = self.keeping.arena_bytes({})
+                found = tuple(d for d in found if not isinstance(d, int) or d > least)
+                ground = (least,) if least or not found else ()
+                found = tuple(add(d, self.kept_bytes) for d in (*found, *ground))
+            self.__dict__["_peaks"] = found
         return found

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphc import flags
@@ -125,7 +125,7 @@ class Keyed:
             places = [tuple(numbers[id(node)] for node in group) for group in groups]
         except KeyError:
             return  # the passes made something that the program does not have
-        plan = replace(executable.plan, kernels=(), buffers=())
+        plan = executable.plan.without_kernels()
         keys = tuple(key.hex() for key in batches)
         entry = (plan, tuple(names), keys, *places)
         self._keep("plan", self._plan_key(outcome, guard), entry)

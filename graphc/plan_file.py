@@ -22,13 +22,23 @@ from graphc import errors
 from graphc.arena import Slot
 from graphc.dims import Atom, Dim, polynomial
 from graphc.location import UNKNOWN, Location
-from graphc.plan import Check, Plan, Ref, Space, Step, Value
+from graphc.plan import Check, Kept, Plan, Ref, Space, Step, Value
 from graphc.types import DType, TensorType, as_dtype
 
 Array = np.ndarray[Any, Any]
 
 _HEADER = struct.Struct("<QQQ")
-_RECORDS: tuple[type[Any], ...] = (Plan, Step, Ref, Value, Check, Slot, Space, TensorType)
+_RECORDS: tuple[type[Any], ...] = (
+    Plan,
+    Step,
+    Ref,
+    Value,
+    Kept,
+    Check,
+    Slot,
+    Space,
+    TensorType,
+)
 _FIELDS = [
     ("dtype", "shape") if record is TensorType else tuple(f.name for f in fields(record))
     for record in _RECORDS
@@ -283,9 +293,16 @@ def check_plan(plan: Any, kernels: int, variables: int) -> None:
 
 
 def _is_whole(plan: Plan, kernels: int, variables: int) -> bool:
-    groups = (plan.slots, plan.inputs, plan.outputs, plan.variables, plan.constants, plan.checks)
-    kinds = ("slot", "input", "output", "state", "constant", "fault")
-    limits = {kind: len(group) for kind, group in zip(kinds, groups, strict=True)}
+    groups = {
+        "slot": plan.slots,
+        "input": plan.inputs,
+        "output": plan.outputs,
+        "state": plan.variables,
+        "constant": plan.constants,
+        "fault": plan.checks,
+        "kept": plan.kept,
+    }
+    limits = {kind: len(group) for kind, group in groups.items()}
     checked: set[int] = set()
 
     def exists(ref: Ref) -> bool:
@@ -307,6 +324,29 @@ def _is_whole(plan: Plan, kernels: int, variables: int) -> bool:
             for at, slot in enumerate(plan.slots)
         )
         and all(_is_step(plan, at, step, exists) for at, step in enumerate(plan.steps))
+        and _keeps_well(plan, kernels, variables)
+    )
+
+
+def _keeps_well(plan: Plan, kernels: int, variables: int) -> bool:
+    """Whether what is kept is what the plan that makes it gives, of sizes that are known."""
+    made = plan.keeping
+    if made is None:
+        return not plan.kept
+    return (
+        isinstance(made, Plan)
+        and made.keeping is None
+        and not made.inputs
+        and not made.checks
+        and made.commit == len(made.steps)
+        and made.spaces == plan.spaces
+        and tuple(kept.value for kept in plan.kept) == made.outputs
+        and _is_whole(made, kernels, variables)
+        and all(isinstance(n, int) for v in made.outputs for n in v.type.shape or ())
+        and all(isinstance(n, int) for s in made.steps for n in (*s.sizes, s.blocks))
+        and all(isinstance(n, int) for slot in made.slots for n in slot.members)
+        and all(0 <= i < variables for kept in plan.kept for i in kept.sources)
+        and not any(s.args[w].kind == "state" for s in made.steps for w in s.writes)
     )
 
 

@@ -10,6 +10,7 @@ _SIGIL = {
     "input": "input",
     "constant": "const",
     "state": "var",
+    "kept": "kept",
     "output": "out",
     "fault": "fault",
 }
@@ -22,6 +23,7 @@ def plan_text(plan: Plan, sizes: Sizes | None = None) -> str:
         if i == plan.commit:
             lines.append("  -- commit: nothing below can fail --")
         lines.append(f"  {i:4d}  {_step_text(plan, step)}")
+    lines += _kept_lines(plan)
     lines.append(f"arena: {len(plan.slots)} slots for {len(plan.buffers)} buffers")
     for b in plan.buffers:
         size = str(evaluate(b.bytes, sizes)) if sizes is not None else dim_text(b.bytes)
@@ -31,8 +33,22 @@ def plan_text(plan: Plan, sizes: Sizes | None = None) -> str:
     lines.append(f"peak: {plan.peak_formula()} bytes")
     lines.append(f"that is {plan.peak_summary()}")
     if sizes is not None:
-        lines.append(f"peak with these sizes: {plan.arena_bytes(sizes)} bytes")
+        lines.append(f"peak with these sizes: {plan.peak_bytes(sizes)} bytes")
     return "\n".join(lines) + "\n"
+
+
+def _kept_lines(plan: Plan) -> list[str]:
+    """What stays between runs: the steps that make it, and each value's size."""
+    if plan.keeping is None:
+        return []
+    total = f"{len(plan.kept)} values of {plan.kept_bytes} bytes"
+    lines = [f"kept until their variables change: {total}"]
+    steps = plan.keeping.steps
+    lines += [f"  {i:4d}  {_step_text(plan.keeping, step)}" for i, step in enumerate(steps)]
+    for i, kept in enumerate(plan.kept):
+        names = ", ".join(plan.variables[n].name for n in kept.sources) or "constants"
+        lines.append(f"  kept {i:<3d} {kept.bytes:>16} bytes  {kept.value.name}  of {names}")
+    return lines
 
 
 def _step_text(plan: Plan, step: Step) -> str:
@@ -45,6 +61,8 @@ def _step_text(plan: Plan, step: Step) -> str:
 
 def _ref_text(plan: Plan, ref: Ref) -> str:
     table = {"input": plan.inputs, "state": plan.variables, "output": plan.outputs}
+    if ref.kind == "kept":
+        return f"kept:{plan.kept[ref.index].value.name}"
     if ref.kind in table:
         return f"{_SIGIL[ref.kind]}:{table[ref.kind][ref.index].name}"
     return f"{_SIGIL[ref.kind]}{ref.index}"

@@ -289,8 +289,7 @@ class Session(NativeSelf):
             deadline = options.deadline()
             results = self.variables.run(compiled, arrays, sizes, threads, options.trace, deadline)
         if native is not None:
-            writes = bool(compiled.written)
-            state = compiled.ids, writes, self.variables
+            state = compiled.ids, compiled.written, self.variables
             native.note(compiled.executable, sizes, arrays, *state, self.threads)
         return results
 

@@ -23,6 +23,7 @@ class Statistics:
     idle_bytes     scratch memory that is kept for the next runs, in arenas of a MiB and more
     kernels, kernel_hits, compile_seconds   the machine-code compiler's own counts
     kernels_loaded  kernels whose code came from the cache on disk
+    kept_steps      steps that made values which stay between runs
     modules         modules that LLVM compiled: kernels, and the run time's own
     """
 
@@ -36,6 +37,7 @@ class Statistics:
     kernel_hits: int = 0
     compile_seconds: float = 0.0
     kernels_loaded: int = 0
+    kept_steps: int = 0
     modules: int = 0
 
 

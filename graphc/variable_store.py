@@ -2,7 +2,7 @@
 
 Runs that only read go on side by side; a run that writes is alone.  A run that fails leaves every
 value as it was, and a variable it would have set for the first time stays without a value.
-Imports: execution, read_write_lock, backends.base, errors, graph.
+Imports: execution, kept_values, read_write_lock, backends.base, errors, graph.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from graphc.backends.base import has_committed
+from graphc.backends.base import KeepingExecutable, has_committed
 from graphc.dims import Sizes
 from graphc.errors import SessionClosedError, UninitializedError
 from graphc.execution import Compiled
 from graphc.graph import Graph
+from graphc.kept_values import Held, KeptValues, Word
 from graphc.node import Tensor
 from graphc.read_write_lock import ReadWriteLock
 from graphc.trace import Trace
@@ -34,6 +35,7 @@ class VariableStore:
         self.closed = False
         self._values: dict[int, Array] = {}  # by node id, which no two nodes of a process share
         self._lock = ReadWriteLock()
+        self._kept = KeptValues()
         self._lost = False  # whether values were dropped in a forked child
         self._open = ctypes.c_int64(1)  # for native entries: 0 when the session is closed
 
@@ -48,7 +50,8 @@ class VariableStore:
     ) -> list[Array]:
         """Run a compiled program on this state; raises UninitializedError for what it lacks."""
         if not compiled.variables:
-            return compiled.run(inputs, (), sizes, threads, trace, deadline)
+            how = sizes, threads, trace, deadline
+            return compiled.run(inputs, (), *how, self._kept_values(compiled, (), *how))
         lock = self._lock
         turn = lock.turn()
         try:
@@ -61,10 +64,35 @@ class VariableStore:
                 state = [values[i] for i in compiled.ids]
             except KeyError:
                 raise self._uninitialized(compiled) from None
-            return compiled.run(inputs, state, sizes, threads, trace, deadline)
+            how = sizes, threads, trace, deadline
+            return compiled.run(inputs, state, *how, self._kept_values(compiled, state, *how))
         finally:
             turn.over = True
             lock.settle()
+
+    def _kept_values(
+        self,
+        compiled: Compiled,
+        state: Sequence[Array],
+        sizes: Sizes,
+        threads: int,
+        trace: Trace | None,
+        deadline: float | None,
+    ) -> Sequence[Array]:
+        """What the program keeps between runs, of its variables as they are now."""
+        if not compiled.executable.kept:
+            return ()
+        executable = cast(KeepingExecutable, compiled.executable)
+        how = sizes, threads, trace, deadline
+        return self._kept.take(executable, compiled.ids, state, *how)
+
+    def kept(self, executable: Any) -> Held | None:
+        """What an executable keeps, if it is there and right."""
+        return self._kept.held(executable)
+
+    def writer(self, written: frozenset[int]) -> Word:
+        """Counts the runs that write these variables; who writes them natively adds to it."""
+        return self._kept.writer(written)
 
     def _whole_values(self) -> dict[int, Array]:
         """The values; none in a child of a process that forked while a thread wrote them."""
@@ -91,8 +119,11 @@ class VariableStore:
             if array is None:
                 array = fresh[i] = self._first_storage(compiled, variable)
             state.append(array)
+        how = sizes, threads, trace, deadline
+        kept = self._kept_values(compiled, state, *how)
+        self._kept.before_run(compiled.written)
         try:
-            results = compiled.run(inputs, state, sizes, threads, trace, deadline)
+            results = compiled.run(inputs, state, *how, kept)
         except BaseException as error:
             if fresh and has_committed(error):
                 self._adopt(fresh)
@@ -180,6 +211,7 @@ class VariableStore:
             lock.write(turn)
             self._whole_values()
             lock.version += 1
+            self._kept.before_set(variable.node.id)
             self._values[variable.node.id] = copy
         finally:
             turn.over = True
@@ -195,6 +227,7 @@ class VariableStore:
             lock.write(turn)
             lock.version += 1
             self._values.clear()
+            self._kept.forget()
         finally:
             turn.over = True
             lock.settle()

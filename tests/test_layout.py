@@ -18,7 +18,7 @@ graphc
 nn train export frontends onnx compat
 call compilations compiler default_session execution nan_guard variable_store read_write_lock feeds
     fetches session function function_inputs shared memory explanation derivatives custom host_calls
-    compile_profile debug plan_cache program_key late_program
+    compile_profile debug plan_cache program_key late_program kept_values
 passes backends
 ops
 node builder graph late_nodes program rewrite text parse parse_values verify

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from graphc.dims import Sizes
 from graphc.errors import RunTimeoutError
+from graphc.plan import Kept
 from graphc.trace import Trace
 
 Array = np.ndarray[Any, Any]
 
 
 class Executable(Protocol):
-    """A compiled program, safe to run from many threads at once."""
+    """A compiled program, safe to run from many threads at once.
+
+    kept  what it needs in a run and does not make there: see KeepingExecutable
+    """
+
+    @property
+    def kept(self) -> tuple[Kept, ...]: ...
 
     def run(
         self,
@@ -26,11 +34,13 @@ class Executable(Protocol):
         threads: int,
         trace: Trace | None = None,
         deadline: float | None = None,
+        kept: Sequence[Array] = (),
     ) -> list[Array]:
         """Run once and return fresh output arrays.
 
         `inputs` are C-contiguous arrays of the plan's dtypes and bound shapes, in plan order, and
-        are only read.  `state` are the variables' current arrays, updated in place at commit.
+        are only read.  `state` are the variables' current arrays, updated in place at commit, and
+        `kept` the values that the executable keeps, of the state as it is.
         With a `trace` the steps run one by one and are timed.
         With a `deadline`, of `time.monotonic`, the run fails with RunTimeoutError unless it has
         ended by then, has begun to write `state`, or is too short to look.
@@ -40,6 +50,39 @@ class Executable(Protocol):
 
     def arena_bytes(self, sizes: Sizes) -> int:
         """Bytes of scratch memory a run with these sizes uses (0 where there is no arena)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """Which value it is: how it is made, and of which variables, by number in the plan."""
+
+    name: bytes
+    variables: tuple[int, ...]
+
+
+class KeepingExecutable(Executable, Protocol):
+    """An executable with values that stay as long as the variables they follow from."""
+
+    def made(self) -> list[Made]:
+        """What each value is: equal for equal values of whatever executables."""
+        ...
+
+    def make_kept(
+        self,
+        wanted: Collection[int],
+        kept: Sequence[Array],
+        state: Sequence[Array],
+        sizes: Sizes,
+        threads: int,
+        trace: Trace | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        """Make some of the values, by number, into their arrays; for a run with these sizes.
+
+        May end like a run: with RunTimeoutError, or what a signal handler raises.  The arrays
+        hold anything then.
+        """
         ...
 
 

@@ -119,6 +119,8 @@ _COMMIT_TRIES = 100
 class ReferenceExecutable:
     """A program run by `interpret`; see backends.base.Executable."""
 
+    kept = ()
+
     def __init__(self, program: Program) -> None:
         self.program = program
         self.variables = program.variables()
@@ -131,6 +133,7 @@ class ReferenceExecutable:
         threads: int,
         trace: Trace | None = None,
         deadline: float | None = None,
+        kept: Sequence[Array] = (),
     ) -> list[Array]:
         require_time(deadline)
         by_node = {v.node.id: a for v, a in zip(self.variables, state, strict=True)}

@@ -18,7 +18,9 @@ from graphc.dims import Sizes, evaluate
 from graphc.kernel import Access, Expr, LoopKernel, Stage, Store
 from graphc.node import Tensor
 from graphc.passes.fuse import Fusion
+from graphc.passes.keep import KeptSteps
 from graphc.passes.operands import LoweredStep, Value, value_bytes
+from graphc.passes.wait import READ_ONLY
 from graphc.plan import ALIGNMENT, Plan, Ref, Step
 
 Array = np.ndarray[Any, Any]
@@ -68,6 +70,7 @@ class PlanCheck:
     """What a plan's places hold, step by step.
 
     places  for each step of the plan, where its arguments lie (fault records left out)
+    kept    the values that it finds made when it starts
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class PlanCheck:
         plan: Plan,
         places: Sequence[Sequence[Place]],
         sizes: Sizes,
+        kept: Sequence[Value] = (),
     ) -> None:
         self.fusion = fusion
         self.steps = list(steps)
@@ -92,9 +96,11 @@ class PlanCheck:
         inputs = enumerate(fusion.program.inputs)
         leaves = [(("input", i, i + 1), t) for i, t in inputs]
         leaves += [(("state", i, i + 1), t) for i, t in enumerate(self.variables)]
-        for place, t in leaves:
-            self.held[id(t)] = place
-            self.names[id(t)] = _name(t)
+        found: list[tuple[Place, Value]] = [*leaves]
+        found += [(("kept", i, i + 1), value) for i, value in enumerate(kept)]
+        for place, value in found:
+            self.held[id(value)] = place
+            self.names[id(value)] = _name(value)
 
     def run(self) -> None:
         """Raise FoundError where the plan is wrong."""
@@ -147,8 +153,8 @@ class PlanCheck:
             if j not in step.writes:
                 self._read(i, step, ref, value, places[j])
         for n, j in enumerate(step.writes):
-            if refs[j].kind in ("input", "constant"):
-                raise self.found(f"step {i} writes to an {refs[j].kind}", step)
+            if refs[j].kind in READ_ONLY:
+                raise self.found(f"step {i} writes to what is {refs[j].kind}", step)
             if any(overlap(places[j], places[k]) for k in step.writes[:n]):
                 raise self.found(f"step {i} writes two results to one place", step)
             self._may_write(i, step, lowered, j)
@@ -274,6 +280,35 @@ class PlanCheck:
                             what = f"'{other.label}', which uses {a[0]} {a[1]} too"
                             raise self.found(f"step {i} does not wait for step {k}, {what}", step)
             running[i] = step
+
+
+class KeepingCheck(PlanCheck):
+    """The same for the plan that makes what stays between runs: `kept`, its outputs."""
+
+    def __init__(
+        self,
+        fusion: Fusion,
+        kept: KeptSteps,
+        plan: Plan,
+        places: Sequence[Sequence[Place]],
+    ) -> None:
+        super().__init__(fusion, kept.steps, plan, places, {})
+        self.values = kept.values
+        self.written = {id(v) for v, _ in fusion.program.updates}
+        self.fed = {id(t) for t in fusion.program.inputs}
+
+    def _borders(self) -> None:
+        for step in self.steps:
+            if step.checks or any(id(v) in self.fed | self.written for v in step.args):
+                raise self.found(f"'{step.label}' is kept though it follows from more than state")
+
+    def _results(self) -> None:
+        for i, value in enumerate(self.values):
+            if self.held.get(id(value)) != ("output", i, i + 1):
+                raise self.found(f"{_name(value)}, which is kept, is not what was made at the end")
+        for i, v in enumerate(self.variables):
+            if self.held.get(id(v)) != ("state", i, i + 1):
+                raise self.found(f"variable {v.node.name!r} is written where values are kept")
 
 
 def _same_array(array: Array, constant: Any) -> bool:

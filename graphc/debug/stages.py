@@ -21,7 +21,7 @@ from graphc.debug.failing import Failing
 from graphc.debug.kernels import Buffers, Judge, check_steps
 from graphc.debug.meaning import run_graph
 from graphc.debug.native import KernelCode, argument_places, compile_kernels, step_operands
-from graphc.debug.plans import PlanCheck, check_schedule
+from graphc.debug.plans import KeepingCheck, PlanCheck, check_schedule
 from graphc.debug.programs import checked_pass, described, same_roots
 from graphc.debug.report import Finding, FoundError, Report
 from graphc.debug.trial import require_survival
@@ -34,6 +34,10 @@ from graphc.host_calls import PartsExecutable, compile_parts, has_host_calls
 from graphc.node import Node, Tensor, topological
 from graphc.passes import fuse, lower, pipeline, plan_memory, resolve_state, schedule
 from graphc.passes import specialise as special
+from graphc.passes.fuse import Fusion
+from graphc.passes.keep import KeptSteps, find_kept
+from graphc.passes.operands import LoweredStep
+from graphc.plan import Plan
 from graphc.program import Program
 from graphc.session import Session, get_default_session
 from graphc.shared import initialize
@@ -183,7 +187,7 @@ class _Check:
         assert isinstance(whole, PartsExecutable)
         for part, inner in zip(whole.parts, parts, strict=True):
             given = {t: samples.of(made) for t, made in zip(inner.inputs, part.given, strict=True)}
-            self._compiled(inner, Samples(given, samples.base.state, samples.sizes))
+            self._compiled(inner, Samples(given, samples.base.state, samples.sizes), False)
 
     def done(self, stage: str, what: str) -> None:
         """Note that a stage is right."""
@@ -289,7 +293,7 @@ class _Check:
 
     # ---- kernels and plans
 
-    def _compiled(self, program: Program, samples: Samples) -> None:
+    def _compiled(self, program: Program, samples: Samples, keep: bool = True) -> None:
         sizes = samples.sizes
         fusion = _raised("fuse", lambda: fuse.fuse(program), program)
         same_roots("fuse", program.roots, fusion.program, samples, "a root is another than before")
@@ -303,13 +307,13 @@ class _Check:
         ordered = _raised("schedule", lambda: schedule.schedule(fusion, lowered), program)
         check_schedule(fusion, lowered, ordered)
         self.done("schedule", f"{len(ordered)} steps in order")
+        kept = _raised("keep", lambda: find_kept(fusion, ordered) if keep else None, program)
         plan = _raised(
             "plan_memory",
-            lambda: plan_memory.plan_memory(fusion, ordered, compiler.blocks_of),
+            lambda: plan_memory.plan_memory(fusion, ordered, compiler.blocks_of, kept=kept),
             program,
         )
-        places = _raised("plan_memory", lambda: argument_places(plan, sizes), plan)
-        PlanCheck(fusion, ordered, plan, places, sizes).run()
+        _check_places(fusion, ordered, kept, plan, sizes)
         arena = plan.arena_bytes(sizes)
         self.done("plan_memory", f"what lies where in {arena} bytes, step by step")
         jit, addresses = compile_kernels(plan)
@@ -318,23 +322,47 @@ class _Check:
             known.update((id(v), buffers.of(v)) for v in s.args)
         codes: dict[Any, tuple[KernelCode, list[Array]]] = {}
         judged: set[Any] = set()
-        launches = iter(plan.steps)  # copies, the last of them, show in the whole plan
-        for s in ordered:
-            here = [KernelCode(plan, next(launches), s, addresses, sizes) for _ in s.kernels]
-            keys = tuple(code.key for code in here)
-            if (keys, id(s.kernel)) not in judged:
-                judged.add((keys, id(s.kernel)))
-                judge = Judge("plan_memory", s, buffers, sizes)
-                judge.run([(code.kernel, code.sizes) for code in here])
-            for code in here:
-                if code.key not in codes:
-                    codes[code.key] = code, step_operands(s, known, sizes)
+        judged_here = [(plan, ordered if kept is None else kept.rest)]
+        if kept is not None and plan.keeping is not None:
+            judged_here.append((plan.keeping, kept.steps))
+        for part, own in judged_here:
+            launches = iter(part.steps)  # copies, the last of them, show in the whole plan
+            for s in own:
+                here = [KernelCode(part, next(launches), s, addresses, sizes) for _ in s.kernels]
+                keys = tuple(code.key for code in here)
+                if (keys, id(s.kernel)) not in judged:
+                    judged.add((keys, id(s.kernel)))
+                    judge = Judge("plan_memory", s, buffers, sizes)
+                    judge.run([(code.kernel, code.sizes) for code in here])
+                for code in here:
+                    if code.key not in codes:
+                        codes[code.key] = code, step_operands(s, known, sizes)
         require_survival(list(codes.values()))
         for code, operands in codes.values():
             code.check(operands)
         self.done("codegen", f"{len(codes)} kernels' machine code")
         what = _raised("run", lambda: check_run(plan, addresses, jit, fusion, samples), plan)
         self.done("run", what)
+
+
+def _check_places(
+    fusion: Fusion,
+    ordered: Sequence[LoweredStep],
+    kept: KeptSteps | None,
+    plan: Plan,
+    sizes: dims.Sizes,
+) -> None:
+    """Raise FoundError if the plan, or the one of what it keeps, finds something else in memory."""
+    places = _raised("plan_memory", lambda: argument_places(plan, sizes), plan)
+    if kept is None:
+        PlanCheck(fusion, ordered, plan, places, sizes).run()
+        return
+    check_schedule(fusion, ordered, [*kept.steps, *kept.rest])
+    PlanCheck(fusion, kept.rest, plan, places, sizes, kept.values).run()
+    keeping = plan.keeping
+    assert keeping is not None
+    made = _raised("plan_memory", lambda: argument_places(keeping, {}), plan)
+    KeepingCheck(fusion, kept, keeping, made).run()
 
 
 def _lowered(program: Program, samples: Samples) -> None:

@@ -26,7 +26,7 @@ from graphc.debug.values import (
 from graphc.errors import RunError
 from graphc.node import Tensor
 from graphc.passes.fuse import Fusion
-from graphc.plan import Plan
+from graphc.plan import Kept, Plan
 from graphc.trace import Trace
 
 Array = np.ndarray[Any, Any]
@@ -55,13 +55,19 @@ def check_run(
     def run(threads: int, trace: Trace | None = None) -> list[Array]:
         state = [np.array(base.state[v.node.id]) for v in variables]
         copies = [a.copy() for a in inputs]
+        how = samples.sizes, threads, trace
+        kept = [_spoiled(value) for value in executable.kept]
         try:
-            fetched = executable.run(copies, state, samples.sizes, threads, trace)
+            executable.make_kept(range(len(kept)), kept, state, *how)
+            first = [a.copy() for a in kept]
+            fetched = executable.run(copies, state, *how, None, kept)
         except RunError as error:
             raise found(f"it fails: {error}", None, None) from None
         for t, before, after in zip(program.inputs, inputs, copies, strict=True):
             if before.tobytes() != after.tobytes():
                 raise found("it changes an array that was fed", t, None)
+        if any(a.tobytes() != b.tobytes() for a, b in zip(first, kept, strict=True)):
+            raise found("it changes a value that is kept between runs", None, None)
         return [*fetched, *state]
 
     results = [run(threads) for threads in THREADS]
@@ -84,3 +90,11 @@ def check_run(
                 how = f"with {threads} threads" if threads else "step by step"
                 raise found(f"run {how} it gives other bits", t, difference)
     return f"{len(results)} runs on up to {max(THREADS)} threads, the same bits"
+
+
+def _spoiled(kept: Kept) -> Array:
+    """An array for a value that is kept, in which nothing of use is yet."""
+    shape = tuple(int(str(d)) for d in kept.value.type.shape or ())
+    array = np.empty(shape, kept.value.type.dtype.numpy)
+    array.view(np.uint8 if array.ndim else array.dtype)[...] = 0
+    return array

@@ -17,6 +17,7 @@ from graphc.passes.canonicalise import canonicalise
 from graphc.passes.estimate import Estimate
 from graphc.passes.facts import Facts
 from graphc.passes.fuse import fuse
+from graphc.passes.keep import find_kept
 from graphc.passes.layout import cancel_transposes
 from graphc.passes.lower import CutOf, lower
 from graphc.passes.meet_budget import meet_budget
@@ -85,9 +86,11 @@ def build_plan(
     trace: Trace | None = None,
     budget: Budget | None = None,
     cut_of: CutOf | None = None,
+    keep: bool = True,
 ) -> tuple[Plan, Program]:
     """Fuse, lower and plan an optimized program; also the program as it was lowered.
 
+    keep  whether values may stay between runs, which takes memory that a budget must have room for
     Raises MemoryBudgetError where the arena is larger than the budget at the budget's sizes.
     """
     trace = trace or Trace()
@@ -102,7 +105,10 @@ def build_plan(
     ordered = schedule(fusion, steps, facts)
     trace.note("schedule", started)
     started = time.perf_counter()
-    plan = plan_memory(fusion, ordered, blocks_of, facts)
+    kept = find_kept(fusion, ordered) if keep else None
+    plan = plan_memory(fusion, ordered, blocks_of, facts, kept)
+    if budget is not None and plan.kept and plan.peak_bytes(budget.sizes) > budget.bytes:
+        plan = plan_memory(fusion, ordered, blocks_of, facts)
     if budget is not None and plan.arena_bytes(budget.sizes) > budget.bytes:
         facts = Facts(Estimate(budget.sizes))
         plan = meet_budget(fusion, schedule(fusion, steps, facts), blocks_of, facts, budget)

@@ -3,15 +3,16 @@
 Buffers that are alive together are kept apart, whatever the sizes turn out to be: see `place`.  An
 output takes over the memory of an input that dies in the same step where the kernel reads each
 element only in the iteration that writes it.  Variables are updated in place when nobody reads the
-old value later and no later step can fail; otherwise by a copy after the commit point.
-Imports: plan, kernel, operands, fuse, program, place, facts, share_kernels.
+old value later and no later step can fail; otherwise by a copy after the commit point.  The steps
+that make what is kept between runs become a plan of their own, with the same kernels.
+Imports: plan, kernel, operands, fuse, program, place, facts, keep, share_kernels.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,22 +29,24 @@ from graphc.kernel import (
     Store,
     Term,
 )
+from graphc.location import UNKNOWN
 from graphc.node import Tensor
 from graphc.passes.facts import Facts
 from graphc.passes.fuse import Fusion
+from graphc.passes.keep import FIXED, KeptSteps
 from graphc.passes.operands import CheckSite, LoweredStep, Value
 from graphc.passes.place import Block, keep_longer, place
 from graphc.passes.share_kernels import share_kernels
 from graphc.passes.wait import find_waits
-from graphc.plan import BufferUse, Check, Plan, Ref, Step
+from graphc.plan import BufferUse, Check, Kept, Plan, Ref, Step
 from graphc.plan import Value as Border
-from graphc.types import DType
+from graphc.types import DType, TensorType
 
 BlocksOf = Callable[[Kernel], DimLike]
 """How many blocks a back end cuts a kernel into."""
 
-FIXED = ("constant", "random_key")
-"""Leaves whose value is known and lies in memory."""
+Launches = dict[int, tuple[int, tuple[DimLike, ...], DimLike]]
+"""By id of a step's kernel: number of the shared one, its sizes, blocks."""
 
 
 def plan_memory(
@@ -51,9 +54,30 @@ def plan_memory(
     steps: Sequence[LoweredStep],
     blocks_of: BlocksOf,
     facts: Facts | None = None,
+    kept: KeptSteps | None = None,
 ) -> Plan:
-    """Place every value and tie the steps together; well for the sizes that are estimated."""
-    return _Planner(fusion, list(steps), facts or Facts()).plan(blocks_of)
+    """Place every value and tie the steps together; well for the sizes that are estimated.
+
+    kept  the steps cut in two: of those it has first the values stay between runs
+    """
+    facts = facts or Facts()
+    if kept is not None:
+        steps = kept.rest
+    planner = _Planner(fusion, list(steps), facts, kept.values if kept else ())
+    planner.find_blocks()
+    planner.place_slots()
+    if kept is None:
+        return planner.plan(*_kernels(planner.rows(), blocks_of))
+    maker = _KeepingPlanner(fusion, list(kept.steps), facts, kept.values)
+    maker.find_blocks()
+    maker.place_slots()
+    table = _kernels([*planner.rows(), *maker.rows()], blocks_of)
+    number = {id(v): i for i, v in enumerate(planner.variables)}
+    values = tuple(
+        Kept(_kept_border(v), tuple(sorted(number[id(s)] for s in sources)))
+        for v, sources in zip(kept.values, kept.sources, strict=True)
+    )
+    return replace(planner.plan(*table), kept=values, keeping=maker.plan(*table))
 
 
 @dataclass(frozen=True)
@@ -94,7 +118,14 @@ class _Place:
 
 
 class _Planner:
-    def __init__(self, fusion: Fusion, steps: list[LoweredStep], facts: Facts) -> None:
+    def __init__(
+        self,
+        fusion: Fusion,
+        steps: list[LoweredStep],
+        facts: Facts,
+        kept: Sequence[Value] = (),
+    ) -> None:
+        self.kept = kept
         self.fusion = fusion
         self.facts = facts
         self.program = fusion.program
@@ -103,30 +134,33 @@ class _Planner:
         self.constants: list[np.ndarray[Any, Any]] = []
         self.variables = self.program.variables()
         self.copies: list[tuple[Value, int]] = []  # (value, variable number)
+        self.copy_steps: list[LoweredStep] = []
         self.blocks: list[Block] = []
         self.block_bytes: list[DimLike] = []
         self.slots: list[Slot] = []
         self.slot_of: list[int] = []  # by block
         self.places: list[_Place] = []
 
-    def plan(self, blocks_of: BlocksOf) -> Plan:
-        self.find_blocks()
-        self.place_slots()
-        rows = self._rows()
-        commit = self._commit()
-        kernels, table = self._table(rows, blocks_of)
+    def plan(self, kernels: tuple[Kernel, ...], made: Launches) -> Plan:
+        """The plan, when every block has its slot."""
         return Plan(
             kernels,
-            table,
-            commit,
+            self._table(made),
+            self._commit(),
             tuple(self.slots),
-            tuple(_border(t) for t in self.program.inputs),
-            tuple(_border(t) for t in self.program.fetches),
+            self._inputs(),
+            self._outputs(),
             tuple(_border(t) for t in self.variables),
             tuple(self.constants),
             tuple(tuple(_check(c) for c in s.checks) for s in self.steps if s.checks),
             self._uses(),
         )
+
+    def _inputs(self) -> tuple[Border, ...]:
+        return tuple(_border(t) for t in self.program.inputs)
+
+    def _outputs(self) -> tuple[Border, ...]:
+        return tuple(_border(t) for t in self.program.fetches)
 
     # ---- values with a fixed place
 
@@ -135,6 +169,8 @@ class _Planner:
             self.refs[id(t)] = Ref("input", i)
         for i, t in enumerate(self.variables):
             self.refs[id(t)] = Ref("state", i)
+        for i, value in enumerate(self.kept):
+            self.refs[id(value)] = Ref("kept", i)
         for i, t in enumerate(self.program.fetches):
             self.refs[id(self.fusion.views.of(t).base)] = Ref("output", i)
 
@@ -192,6 +228,7 @@ class _Planner:
         self._place_borders()
         self._place_constants()
         self._place_updates()
+        self.copy_steps = [_copy_step(v, self.variables[n]) for v, n in self.copies]
         last: dict[int, int] = {}
         for i, s in enumerate(self.steps):
             for value in s.args:
@@ -210,7 +247,7 @@ class _Planner:
         """A slot for each block."""
         for p in self.places:
             self.refs[id(p.value)] = Ref("slot", p.block)
-        blocks = keep_longer(self.blocks, find_waits(self._rows(), ()))
+        blocks = keep_longer(self.blocks, find_waits(self.rows(), ()))
         placing = place(blocks, self.blocks)
         self.slot_of = [0] * len(self.blocks)
         for number, block in enumerate(placing.order):
@@ -262,7 +299,8 @@ class _Planner:
         """For each step and the end, how many kernels are launched before."""
         return list(itertools.accumulate((len(s.kernels) for s in self.steps), initial=0))
 
-    def _rows(self) -> list[tuple[LoweredStep, tuple[Ref, ...]]]:
+    def rows(self) -> list[tuple[LoweredStep, tuple[Ref, ...]]]:
+        """Every step, copies included, and where its arguments are."""
         rows: list[tuple[LoweredStep, tuple[Ref, ...]]] = []
         faults = 0
         for s in self.steps:
@@ -271,31 +309,26 @@ class _Planner:
                 refs = (*refs, Ref("fault", faults))
                 faults += 1
             rows.append((s, refs))
-        for value, number in self.copies:
-            step = _copy_step(value, self.variables[number])
+        for (value, number), step in zip(self.copies, self.copy_steps, strict=True):
             rows.append((step, (self.refs[id(value)], Ref("state", number))))
         return rows
 
-    def _table(
-        self, rows: Sequence[tuple[LoweredStep, tuple[Ref, ...]]], blocks_of: BlocksOf
-    ) -> tuple[tuple[Kernel, ...], tuple[Step, ...]]:
-        distinct = {id(k): k for s, _ in rows for k in s.kernels}
-        shared = share_kernels(list(distinct.values()))
-        kernels: dict[Kernel, int] = {}
-        made: dict[int, tuple[int, tuple[DimLike, ...], DimLike]] = {}
-        for (key, kernel), found in zip(distinct.items(), shared, strict=True):
-            number = kernels.setdefault(found.kernel, len(kernels))
-            made[key] = number, found.sizes, blocks_of(kernel)
+    def _table(self, made: Launches) -> tuple[Step, ...]:
+        rows = self.rows()
         steps: list[Step] = []
         first: list[int] = []
         for (s, refs), wait in zip(rows, find_waits(rows, self.slots), strict=True):
             first.append(len(steps))
+            label = self.label(s)
             for k in s.kernels:
                 number, sizes, blocks = made[id(k)]
                 wait_from = first[wait] if wait >= 0 and k is s.kernel else -1
-                step = Step(number, refs, s.writes, sizes, blocks, wait_from, s.label, s.locs)
-                steps.append(step)
-        return tuple(kernels), tuple(steps)
+                steps.append(Step(number, refs, s.writes, sizes, blocks, wait_from, label, s.locs))
+        return tuple(steps)
+
+    def label(self, step: LoweredStep) -> str:
+        """What a step is called in listings."""
+        return step.label
 
     def _uses(self) -> tuple[BufferUse, ...]:
         launches = self._launches()
@@ -313,11 +346,56 @@ class _Planner:
         )
 
 
+class _KeepingPlanner(_Planner):
+    """Plans the steps whose values are kept: these are its outputs, and it has no other."""
+
+    def _place_borders(self) -> None:
+        for i, t in enumerate(self.variables):
+            self.refs[id(t)] = Ref("state", i)
+        for i, value in enumerate(self.kept):
+            self.refs[id(value)] = Ref("output", i)
+
+    def _place_updates(self) -> None:
+        return
+
+    def _inputs(self) -> tuple[Border, ...]:
+        return ()
+
+    def _outputs(self) -> tuple[Border, ...]:
+        return tuple(map(_kept_border, self.kept))
+
+    def _commit(self) -> int:
+        return self._launches()[-1]
+
+    def label(self, step: LoweredStep) -> str:
+        return f"keep {step.label}"
+
+
 # ---- small parts -------------------------------------------------------------------------------
+
+
+def _kernels(
+    rows: Sequence[tuple[LoweredStep, tuple[Ref, ...]]], blocks_of: BlocksOf
+) -> tuple[tuple[Kernel, ...], Launches]:
+    """The distinct kernels of steps, and how each of the steps' own is launched."""
+    distinct = {id(k): k for s, _ in rows for k in s.kernels}
+    shared = share_kernels(list(distinct.values()))
+    kernels: dict[Kernel, int] = {}
+    made: Launches = {}
+    for (key, kernel), found in zip(distinct.items(), shared, strict=True):
+        number = kernels.setdefault(found.kernel, len(kernels))
+        made[key] = number, found.sizes, blocks_of(kernel)
+    return tuple(kernels), made
 
 
 def _border(t: Tensor) -> Border:
     return Border(t.node.name, t.type, t.node.loc)
+
+
+def _kept_border(value: Value) -> Border:
+    if isinstance(value, Tensor):
+        return Border(name_of(value), value.type, value.node.loc)
+    return Border(value.name, TensorType(value.dtype, value.shape), UNKNOWN)
 
 
 def name_of(value: Value) -> str:

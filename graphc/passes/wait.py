@@ -14,6 +14,9 @@ from graphc.arena import Slot
 from graphc.passes.operands import LoweredStep
 from graphc.plan import Ref
 
+READ_ONLY = ("fault", "constant", "input", "kept")
+"""Kinds of arguments that steps of a plan never write and read, or not the same."""
+
 Row = tuple[LoweredStep, tuple[Ref, ...]]
 
 
@@ -29,7 +32,7 @@ def find_waits(rows: Sequence[Row], slots: Sequence[Slot]) -> list[int]:
     read: set[Ref] = set()
     for i, (s, refs) in enumerate(rows):
         outs = {refs[w] for w in s.writes}
-        ins = {r for r in refs if r not in outs and r.kind not in ("fault", "constant", "input")}
+        ins = {r for r in refs if r not in outs and r.kind not in READ_ONLY}
         new = arena.new(outs) if slots else ()
         if ins & written or outs & written or outs & read or arena.collides(new):
             waits.append(start)

@@ -67,6 +67,25 @@ class Store(Protocol):
         """
         ...
 
+    def kept(self, executable: Any) -> Held | None:
+        """What an executable keeps between runs, if it is there and right."""
+        ...
+
+    def writer(self, written: frozenset[int]) -> ctypes.c_int64:
+        """The word that counts runs that write these variables."""
+        ...
+
+
+class Held(Protocol):
+    """What stays between runs: right while the words add up to `total`."""
+
+    @property
+    def words(self) -> Sequence[ctypes.c_int64]: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def arrays(self) -> Sequence[Array]: ...
+
 
 class NativeEntry(Table):
     """A callable and the shapes it has been called with.
@@ -144,14 +163,14 @@ class NativeEntry(Table):
         sizes: Sizes,
         arrays: Sequence[Array],
         ids: Sequence[int],
-        writes: bool,
+        written: frozenset[int],
         store: Store,
         threads: int,
     ) -> None:
         """`slow` has run the program on these inputs; their shapes may be worth a case.
 
         ids     the variables of the program, by the numbers `store` knows them by
-        writes  whether it writes any
+        written those that it writes
         threads how many the run could use
         """
         shapes = tuple([a.shape for a in arrays])
@@ -164,7 +183,7 @@ class NativeEntry(Table):
                 native = native_function()
                 helpers = min(native.adopt_team(), threads - 1) if native is not None else 0
                 possible = native is not None and self._install(
-                    executable, sizes, shapes, ids, writes, store, helpers
+                    executable, sizes, shapes, ids, written, store, helpers
                 )
                 self._seen[shapes] = 0 if possible else -sys.maxsize
             finally:
@@ -176,7 +195,7 @@ class NativeEntry(Table):
         sizes: Sizes,
         shapes: tuple[tuple[int, ...], ...],
         ids: Sequence[int],
-        writes: bool,
+        written: frozenset[int],
         store: Store,
         helpers: int,
     ) -> bool:
@@ -193,15 +212,22 @@ class NativeEntry(Table):
         helpers = helpers if layout.parallel else 0
         if not _worthwhile(executable, layout) or (long and ids):
             return False  # a long run lets go of the GIL, which alone keeps writers away
-        found = store.snapshot(ids, writes)
-        if found is None:
+        found = store.snapshot(ids, bool(written))
+        held = store.kept(executable) if plan.kept else None
+        if found is None or (plan.kept and held is None):
             return True
         address, wanted, owner, state = found
         old = next((c for c in self._cases if c.shapes == shapes), None)
-        if old is None or (old.wanted, old.helpers) != (wanted, helpers):
+        total = held.total if held is not None else 0
+        if old is None or (old.wanted, old.helpers, old.total) != (wanted, helpers, total):
             header = [0, address, wanted]
-            case = _Case(executable, layout, shapes, self._order, header, state, long, helpers)
+            arrays = [*state, *(held.arrays if held is not None else ())]
+            case = _Case(executable, layout, shapes, self._order, header, arrays, long, helpers)
             case.owner = owner
+            if held is not None:
+                case.keep(held)
+            if written:
+                case.count(store.writer(written))
             self._put(case, old)
         return True
 
@@ -224,6 +250,7 @@ class _Case:
     """The tables and the memory of one set of shapes."""
 
     number = 0
+    total = 0  # of the words of what it keeps
     owner: Any = None  # of the gate's word
 
     def __init__(
@@ -255,6 +282,18 @@ class _Case:
         self.words[at.CASE_WORDS :] = [word for row in rows for word in row]
         for j, array in enumerate(state):
             self._context.words[layout.places.borders + len(plan.inputs) + j] = id(array)
+
+    def keep(self, held: Held) -> None:
+        """Fit only while this is right, whose arrays it has."""
+        addresses = np.array([ctypes.addressof(word) for word in held.words])
+        self.total = held.total
+        self.words[9:12] = address_of(addresses), len(addresses), held.total
+        self._keeps = (held, addresses)
+
+    def count(self, word: ctypes.c_int64) -> None:
+        """Add 1 to this word in every run."""
+        self.words[12] = ctypes.addressof(word)
+        self._counts = word
 
 
 def _inverse(order: Sequence[int]) -> list[int]:

@@ -16,6 +16,8 @@ The table of a case, which is one set of shapes:
 
     0 busy   1 gate   2 what the gate must hold   3 plan table   4 borders   5 whether it is long
     6 border of the first output   7 workers it wants   8 whether an output has a maker
+    9 addresses of words that must add up to word 11   10 how many   11 their sum
+    12 a word that counts the runs, or null
     16 one row of 16 words per input, then per output:
         0 dimensions   1 bytes   2 border   3 kind of dtype   4 descriptor   5 sizes
         15 a callable that makes the array, or 0
@@ -120,6 +122,30 @@ no:
   ret i1 false
 }}
 
+; whether nobody has written the variables of what the case keeps
+define internal i1 @fresh(ptr %case, i64 %n) nounwind {{
+entry:
+  %words_at = getelementptr i64, ptr %case, i64 9
+  %words = load ptr, ptr %words_at, align 8
+  br label %test
+test:
+  %i = phi i64 [ 0, %entry ], [ %i1, %add ]
+  %total = phi i64 [ 0, %entry ], [ %total1, %add ]
+  %more = icmp slt i64 %i, %n
+  br i1 %more, label %add, label %compare
+add:
+  %word_at = getelementptr ptr, ptr %words, i64 %i
+  %word = load ptr, ptr %word_at, align 8
+  %held = load i64, ptr %word, align 8
+  %total1 = add i64 %total, %held
+  %i1 = add i64 %i, 1
+  br label %test
+compare:
+  %wanted = WORD ptr %case, i64 11
+  %same = icmp eq i64 %total, %wanted
+  ret i1 %same
+}}
+
 ; whether the arguments are the case's; `out`, where it is given, must not overlap an input
 define internal i1 @fits(ptr %e, ptr %case, ptr %args, ptr %out) nounwind {{
 entry:
@@ -128,7 +154,14 @@ entry:
   %held = load i64, ptr %gate, align 8
   %wanted = WORD ptr %case, i64 2
   %open = icmp eq i64 %held, %wanted
-  br i1 %open, label %begin, label %no
+  br i1 %open, label %keeping, label %no
+keeping:
+  %words = WORD ptr %case, i64 10
+  %keeps = icmp ne i64 %words, 0
+  br i1 %keeps, label %look_again, label %begin
+look_again:
+  %still = call i1 @fresh(ptr %case, i64 %words)
+  br i1 %still, label %begin, label %no
 begin:
   %n = WORD ptr %e, i64 0
   %ndarray_at = getelementptr i64, ptr %e, i64 5
@@ -312,6 +345,16 @@ entry:
   %workers = WORD ptr %case, i64 7
   %long = WORD ptr %case, i64 5
   %others = icmp ne i64 %long, 0
+  %runs_at = getelementptr i64, ptr %case, i64 12
+  %runs = load ptr, ptr %runs_at, align 8
+  %uncounted = icmp eq ptr %runs, null
+  br i1 %uncounted, label %go, label %count
+count:
+  %before = load i64, ptr %runs, align 8
+  %now = add i64 %before, 1
+  store i64 %now, ptr %runs, align 8
+  br label %go
+go:
   br i1 %others, label %let, label %hold
 let:
   %thread = call ptr @PyEval_SaveThread()

@@ -1,26 +1,27 @@
 """A compiled plan: binds sizes, keeps contexts for reuse, runs.
 
 A plan is read only.  What a run changes lives in a `Context`, taken from a pool for the length of
-the run, so any number of threads may run one executable at once.  Imports: jit, contexts, tables,
-team, driver_stop, base, plan.
+the run, so any number of threads may run one executable at once.  Imports: jit, contexts, keeping,
+tables, team, driver_stop, base, plan.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from graphc.backends.base import mark_committed, require_time, timed_out
+from graphc.backends.base import Made, mark_committed, require_time, timed_out
 from graphc.backends.llvm.contexts import IDLE_BYTES, Bound
 from graphc.backends.llvm.driver_stop import EXPIRED_RUN
 from graphc.backends.llvm.jit import JIT, default_jit, kernel_names
+from graphc.backends.llvm.keeping import Keeping
 from graphc.backends.llvm.memory import Array
 from graphc.backends.llvm.tables import Context, Layout, PlanTables, default_workers
 from graphc.backends.llvm.team import team
 from graphc.backends.llvm.traced import run_traced
 from graphc.dims import Sizes
 from graphc.errors import RunError
-from graphc.plan import Plan
+from graphc.plan import Kept, Plan
 from graphc.trace import Trace
 
 BOUND_SIZES = 64
@@ -41,6 +42,7 @@ class LLVMExecutable:
         self.names = names  # of the kernels' code
         self._code = (jit, list(functions))  # which hold the machine code
         self._tables = PlanTables(plan, functions, default_workers())
+        self._keeping = Keeping(plan, functions, names) if plan.kept else None
         self._atoms = self._tables.atoms
         self._bound: dict[tuple[int | None, ...], Bound] = {}
         self._clock = itertools.count(1)
@@ -53,6 +55,7 @@ class LLVMExecutable:
         threads: int,
         trace: Trace | None = None,
         deadline: float | None = None,
+        kept: Sequence[Array] = (),
     ) -> list[Array]:
         require_time(deadline)
         bound = self._bound.get(tuple(map(sizes.get, self._atoms)))
@@ -64,7 +67,7 @@ class LLVMExecutable:
             context = bound.idle.pop()
         except IndexError:
             context = bound.new_context()
-        arrays = [*inputs, *state, *outputs]
+        arrays = [*inputs, *state, *kept, *outputs]
         context.enter(arrays, deadline)
         try:
             if trace is None:
@@ -80,6 +83,43 @@ class LLVMExecutable:
         finally:
             bound.keep(context)
         return outputs
+
+    # ---- what stays between runs
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """The values it keeps, in the order in which runs take them."""
+        return self.plan.kept
+
+    def made(self) -> list[Made]:
+        """What they are: equal for equal values of whatever executables."""
+        return [] if self._keeping is None else self._keeping.made()
+
+    def make_kept(
+        self,
+        wanted: Collection[int],
+        kept: Sequence[Array],
+        state: Sequence[Array],
+        sizes: Sizes,
+        threads: int,
+        trace: Trace | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        """Make some of them, in the arena that the run with these sizes will have."""
+        require_time(deadline)
+        if self._keeping is None:
+            return
+        bound = self._bound.get(tuple(map(sizes.get, self._atoms))) or self._bind(sizes)
+        try:
+            context = bound.idle.pop()
+        except IndexError:
+            context = bound.new_context()
+        try:
+            self._keeping.make(wanted, kept, state, context.memory, threads, trace, deadline)
+        finally:
+            bound.keep(context)
+
+    # ---- sizes
 
     def layout(self, sizes: Sizes) -> Layout:
         """The tables for sizes of a run that has been."""

@@ -117,7 +117,8 @@ class PlanTables:
         first_border = {
             "input": 0,
             "state": len(plan.inputs),
-            "output": len(plan.inputs) + len(plan.variables),
+            "kept": len(plan.inputs) + len(plan.variables),
+            "output": len(plan.inputs) + len(plan.variables) + len(plan.kept),
         }
         self.borders = first_border["output"] + len(plan.outputs)
         refs = [ref for step in plan.steps for ref in step.args]
@@ -142,6 +143,8 @@ class PlanTables:
             raise SizeError(f"a size of {max(evaluated)} elements is more than memory can hold")
         values = np.array(evaluated, np.int64)
         starts, arena_bytes = stack(self.plan.slots, self._slot_bytes(values).tolist())
+        if self.plan.keeping is not None:
+            arena_bytes = max(arena_bytes, self.plan.keeping.arena_bytes({}))
         blocks = values[self._blocks]
         work = np.prod(values[self._work].astype(np.float64), axis=1) * self._scale
         shared = float(work[blocks > 1].sum())
@@ -293,7 +296,8 @@ class Context:
         self._borders = table.data[8 * places.borders : 8 * places.end]
 
     def enter(self, arrays: Iterable[Array], deadline: float | None = None) -> None:
-        """Name the arrays of the next run: inputs, state, outputs, in plan order.
+        """Name the arrays of the next run: inputs, state, what is kept, outputs, in plan
+        order.
 
         deadline  when the run fails, as `time.monotonic` says it
         """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from graphc.backends.base import mark_committed
 from graphc.backends.llvm.driver import HEADER_WORDS, STEP_WORDS
@@ -26,22 +26,29 @@ _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int6
 
 
 def run_traced(
-    plan: Plan, layout: Layout, context: Context, arrays: Sequence[Array], trace: Trace
+    plan: Plan,
+    layout: Layout,
+    context: Context,
+    arrays: Sequence[Array],
+    trace: Trace,
+    only: Collection[int] | None = None,
 ) -> bool:
     """Run the plan on arrays (inputs, state, outputs); whether a check failed before commit.
+
+    only  the steps to run (None: all)
 
     Raises what a signal handler raises, at once if no state has been written, else at the end.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        return bool(_run(plan, layout, context, arrays, trace, stop))
+        return bool(_run(plan, layout, context, arrays, trace, stop, only))
     results: list[bool | BaseException | None] = []
     finished = threading.Lock()
     finished.acquire()
 
     def run() -> None:
         try:
-            results.append(_run(plan, layout, context, arrays, trace, stop))
+            results.append(_run(plan, layout, context, arrays, trace, stop, only))
         except BaseException as error:
             results.append(error)
         finished.release()
@@ -71,6 +78,7 @@ def _run(
     arrays: Sequence[Array],
     trace: Trace,
     stop: threading.Event,
+    only: Collection[int] | None,
 ) -> bool | None:
     """Whether a check failed; None if `stop` was set before state was written."""
     words = context.words
@@ -82,7 +90,7 @@ def _run(
     rows = words[HEADER_WORDS : HEADER_WORDS + STEP_WORDS * len(plan.steps)]
     table = rows.reshape(-1, STEP_WORDS)[:, :5].tolist()
     failed: bool | None = False
-    clock: list[tuple[float, float]] = []  # when each step began and ended
+    clock: list[tuple[int, float, float]] = []  # which step, when it began and ended
     until = first_write(plan)
     for i, (function, args, sizes, _, blocks) in enumerate(table):
         if plan.checks and i == plan.commit and context.faults[:, 0].any():
@@ -91,14 +99,17 @@ def _run(
         if i <= until and stop.is_set():
             failed = None
             break
+        if only is not None and i not in only:
+            continue
         kernel = _KERNEL(function)
         begun = time.perf_counter()
         kernel(args, sizes, 0, blocks)
-        clock.append((begun, time.perf_counter()))
+        clock.append((i, begun, time.perf_counter()))
     # only now: between steps this would take the caches from them
-    for step, row, (begun, ended) in zip(plan.steps, table, clock, strict=False):
+    for i, begun, ended in clock:
+        step, row = plan.steps[i], table[i]
         blocks, amount = row[4], _work(plan, step, words, row[2] - words.ctypes.data)
-        start, name = begun - clock[0][0], f"k{step.kernel}"
+        start, name = begun - clock[0][1], f"k{step.kernel}"
         trace.add(step.label, start, ended - begun, blocks, step.locs, amount, name)
     for argument, _ in patches.tolist():
         words[places.args + argument] = 0
