@@ -35,7 +35,8 @@ class Term:
 
     With a `limit` the index is guarded: it is inside when `0 <= i < limit` and `div` divides the
     numerator exactly; a load with any index outside yields its fill value and touches no memory.
-    Without a limit the index is always inside and div is 1.
+    Without a limit the index is always inside, and `div` rounds down: only loads of loop kernels
+    have such a term, along the vector axis alone and with no shift.
     """
 
     axes: tuple[tuple[int, DimLike], ...]  # (kernel axis, coefficient)

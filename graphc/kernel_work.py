@@ -89,7 +89,9 @@ class _Count:
         values = math.prod(n for n, _ in moving)
         span = sum((n - 1) * c for n, c in moving) + 1
         found = min(values, span)
-        return found if term.limit is None else min(found, max(0, self.size(term.limit)))
+        if term.limit is None:
+            return -(-found // term.div)
+        return min(found, max(0, self.size(term.limit)))
 
     # ---- arithmetic
 

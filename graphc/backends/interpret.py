@@ -44,10 +44,10 @@ class Cell:
             for axis, coefficient in term.axes:
                 if coefficient != 0:
                     number += self.size(coefficient) * self.index[axis]
-            if term.limit is not None:
-                if number % term.div or not 0 <= number // term.div < self.size(term.limit):
-                    return None
-                number //= term.div
+            quotient, rest = divmod(number, term.div)
+            if term.limit is not None and (rest or not 0 <= quotient < self.size(term.limit)):
+                return None
+            number = quotient
             position += number * self.size(term.stride)
         return position
 

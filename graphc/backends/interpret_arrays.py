@@ -134,13 +134,12 @@ class Grid:
             for axis, coefficient in term.axes:
                 if coefficient != 0:
                     number = number + self.size(coefficient) * self.index[axis]
+            quotient = number // term.div
             if term.limit is not None:
-                quotient = number // term.div
                 here = (number % term.div == 0) & (quotient >= 0)
                 here = here & (quotient < self.size(term.limit))
                 inside = here if inside is None else inside & here
-                number = quotient
-            position = position + number * self.size(term.stride)
+            position = position + quotient * self.size(term.stride)
         return position, inside
 
     def read(self, buf: int, position: Array, inside: Array | None, fill: Any) -> Array:

@@ -25,16 +25,19 @@ from graphc.kernel import (
     Term,
 )
 from graphc.nest import Index, contiguous
-from graphc.node import Node
+from graphc.node import Node, Tensor
 from graphc.passes.contraction_axes import fewest_axes
 from graphc.passes.fuse import Fusion, Group
-from graphc.passes.lower_channels import by_channels
+from graphc.passes.lower_channels import along_channels, loops
+from graphc.passes.lower_chunks import in_chunks
+from graphc.passes.lower_turned import Source, turned
 from graphc.passes.lower_winograd import winograd_form
 from graphc.passes.operands import (
     Buffers,
     Checks,
     Expressions,
     LoweredStep,
+    Partial,
     label_of,
     locations_of,
 )
@@ -62,27 +65,63 @@ def maps_of(node: Node) -> ContractionMaps:
 def lower_contraction(fusion: Fusion, group: Group) -> list[LoweredStep]:
     """A step of one kernel, or of one for each phase of the result."""
     maps = maps_of(group.head)
-    whole = _Contraction(fusion, group, maps).step()
+    sources = _sources(fusion, group, maps.swap)
+    before: list[LoweredStep] = []
+    other = None
+    if group.head.types[0].dtype.is_float:
+        other = turned(maps, sources[1], locations_of(group))
+    if other is not None:
+        maps, sources, before = other.maps, (sources[0], other.source), [other.step]
+    whole = _Contraction(fusion, group, maps, sources)
+    steps = whole.steps()
     parts = phases(maps)
-    if len(parts) == 1 or whole.checks or not group.head.types[0].dtype.is_float:
-        return [whole]
-    first, *others = (_Contraction(fusion, group, part).step() for part in parts)
-    return [replace(first, others=tuple(s.kernel for s in others))]
+    if len(parts) == 1 or whole.checks.sites or not group.head.types[0].dtype.is_float:
+        return before + steps
+    first, *rest = (_Contraction(fusion, group, part, sources).step() for part in parts)
+    return [*before, replace(first, others=tuple(s.kernel for s in rest))]
+
+
+def _sources(fusion: Fusion, group: Group, swap: bool) -> tuple[Source, Source]:
+    """The operands A and B."""
+    a, b = reversed(group.head.inputs[:2]) if swap else group.head.inputs[:2]
+    return _source(fusion, a), _source(fusion, b)
+
+
+def _source(fusion: Fusion, t: Tensor) -> Source:
+    view = fusion.views.of(t)
+    return Source(view.base, view.strides, view.offset, t.dims)
 
 
 class _Contraction:
-    def __init__(self, fusion: Fusion, group: Group, maps: ContractionMaps) -> None:
+    def __init__(
+        self, fusion: Fusion, group: Group, maps: ContractionMaps, sources: tuple[Source, Source]
+    ) -> None:
         self.fusion = fusion
         self.group = group
         self.maps = maps
         self.buffers = Buffers()
         self.checks = Checks()
-        a, b = group.head.inputs[:2]
-        if self.maps.swap:
-            a, b = b, a
-        self.views = (fusion.views.of(a), fusion.views.of(b))
-        self.shapes = (a.dims, b.dims)
+        self.channels: Contraction | None = None  # see lower_channels
+        self.sources = sources
         self.sums_nothing = out_of_reach(maps, group.head.types[0].dtype)
+
+    def steps(self) -> list[LoweredStep]:
+        """A step, or two of a long sum along channels."""
+        step = self.step()
+        chunked = None if self.channels is None else in_chunks(self.channels)
+        if chunked is None:
+            return [step]
+        parts = Partial(f"{step.label} per chunk", step.args[0].dtype, chunked.shape)
+        first = (*step.args[:2], parts)
+        return [
+            LoweredStep(chunked.first, first, (2,), f"{step.label} by chunks", step.locs),
+            replace(
+                step,
+                kernel=chunked.last,
+                args=(*step.args, parts),
+                label=f"{step.label} combined",
+            ),
+        ]
 
     def step(self) -> LoweredStep:
         a = self._operand(0, self.maps.a)
@@ -102,13 +141,13 @@ class _Contraction:
         )
 
     def _operand(self, which: int, index: Sequence[Index]) -> Access:
-        view = self.views[which]
+        source = self.sources[which]
         # A and B are buffers 0 and 1 even when they are the same array
         buffer = len(self.buffers.values)
-        self.buffers.values.append(view.base)
-        offset = view.offset
+        self.buffers.values.append(source.value)
+        offset = source.offset
         terms = []
-        for i, stride, size in zip(index, view.strides, self.shapes[which], strict=True):
+        for i, stride, size in zip(index, source.strides, source.shape, strict=True):
             if i.guarded:
                 terms.append(Term(i.axes, stride, i.shift, i.div, size))
                 continue
@@ -159,11 +198,12 @@ class _Contraction:
         rows = self._by_rows(a, b)
         if dtype.is_float and not self.checks.sites and not rows:
             c = Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype)
-            filtered = winograd_form(c, m, self.shapes[0], WINOGRAD_TILE)
+            filtered = winograd_form(c, m, self.sources[0].shape, WINOGRAD_TILE)
             if filtered is not None:
                 return filtered
             c = fewest_axes(c)
-            return by_channels(c) or c
+            self.channels = along_channels(c)
+            return c if self.channels is None else loops(self.channels)
         product = Expr("load", (), (a, 0), dtype) * Expr("load", (), (b, 0), dtype)
         red = tuple(range(outer, len(axes)))
         stages = (

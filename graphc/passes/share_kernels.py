@@ -175,9 +175,10 @@ class _General:
     def _term(self, t: Term) -> Term:
         keep = self._keep
         near = keep.factor if t.stride in (1, -1) else keep.wide_factor
+        rounds = t.div != 1 and t.limit is None
         return Term(
             tuple((a, self._number(c, near)) for a, c in t.axes),
-            self._number(t.stride, keep.stride),
+            self._number(t.stride, _ALL.stride if rounds else keep.stride),
             self._number(t.shift, keep.shift),
             t.div,
             None if t.limit is None else self._number(t.limit, keep.limit),

@@ -38,12 +38,16 @@ class Guarded:
 
 @dataclass(frozen=True)
 class Address:
-    """An access prepared at entry: `start` includes every constant part of unguarded terms."""
+    """An access prepared at entry: `start` includes every constant part of unguarded terms.
+
+    rounded   (div, byte step) if the vector axis moves a step every `div` lanes only
+    """
 
     start: str
     itemsize: int
     steps: Mapping[int, str]
     guarded: tuple[Guarded, ...]
+    rounded: tuple[int, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,16 @@ def prepare(f: FunctionText, access: Access, itemsize: int) -> Address:
     offset = f.mul(f.dim(access.offset), itemsize)
     steps: dict[int, str] = {}
     guarded = []
+    rounded = None
     for term in access.terms:
         step = f.mul(f.dim(term.stride), itemsize)
         if term.limit is not None:
             guarded.append(_guarded(f, term, term.limit, step))
+            continue
+        if term.div != 1:
+            ((_, coefficient),) = term.axes
+            assert (rounded, coefficient, term.shift) == (None, 1, 0)
+            rounded = (term.div, step)
             continue
         offset = f.add(offset, f.mul(f.dim(term.shift), step))
         for axis, coefficient in term.axes:
@@ -70,7 +80,7 @@ def prepare(f: FunctionText, access: Access, itemsize: int) -> Address:
             steps[axis] = f.add(steps.get(axis, "0"), part)
     steps = {a: s for a, s in steps.items() if s != "0"}
     pointer = f.offset(f.bases[access.buf], offset)
-    return Address(pointer, itemsize, steps, tuple(guarded))
+    return Address(pointer, itemsize, steps, tuple(guarded), rounded)
 
 
 def _guarded(f: FunctionText, term: Term, limit: DimLike, step: str) -> Guarded:
@@ -140,6 +150,7 @@ class _Lanes:
     step: str  # bytes from lane to lane
     offsets: str | None  # further bytes per lane, where they are not affine
     distinct: bool
+    repeats: tuple[int, int] | None = None  # see memory.Place
 
 
 def resolve(
@@ -175,6 +186,8 @@ def _vector_axis(
     step = address.steps.get(vec, "0")
     lanes.step = step
     lanes.pointer = f.offset(lanes.pointer, f.mul(step, LANES * unit))
+    if address.rounded is not None:
+        _rounded(f, lanes, address, *address.rounded, f.add(index[vec], LANES * unit))
     for term in address.guarded:
         if not term.axes >> vec & 1:
             continue
@@ -189,6 +202,24 @@ def _vector_axis(
             _affine_guard(f, lanes, term, numerator, str(int(coefficient) // term.div))
         else:
             _divided_guard(f, lanes, term, numerator, coefficient)
+
+
+def _rounded(
+    f: FunctionText, lanes: _Lanes, address: Address, div: int, step: str, first: str
+) -> None:
+    """Lane i is `(first + i) / div` steps on, rounded down; first is a multiple of LANES."""
+    if LANES % div == 0:
+        lanes.pointer = f.offset(lanes.pointer, f.mul(f.udiv(first, div), step))
+        apart = int(step) // address.itemsize if step.isdigit() else LANES
+        if lanes.step == "0" and (LANES // div - 1) * apart < LANES:
+            lanes.repeats = (div, apart)
+            return
+        numbers = "<" + ", ".join(f"i64 {i // div}" for i in range(LANES)) + ">"
+    else:
+        divisor = splat_literal(div, "i64")
+        numbers = f.value(f"udiv {_I64} {_ramp(f, first, '1')}, {divisor}")
+    _add_offsets(f, lanes, f.value(f"mul {_I64} {numbers}, {f.splat('i64', step)}"))
+    lanes.distinct = False
 
 
 def _affine_guard(
@@ -264,6 +295,13 @@ def _element(
 
 def _place(f: FunctionText, address: Address, lanes: _Lanes) -> Place:
     kind = "any"
+    if lanes.repeats is not None:
+        if lanes.offsets is None and lanes.mask is None and lanes.step == "0":
+            return Place("repeat", lanes.pointer, "", lanes.guard, None, False, lanes.repeats)
+        div, apart = lanes.repeats
+        moved = [f"i64 {i // div * apart * address.itemsize}" for i in range(LANES)]
+        _add_offsets(f, lanes, "<" + ", ".join(moved) + ">")
+        lanes.distinct = False
     if lanes.offsets is None:
         if lanes.step == "0" and lanes.mask is None:
             kind = "one"

@@ -43,6 +43,7 @@ def _is_strided(access: Access, axis: int) -> bool:
     return any(
         a == axis and coefficient != 0 and (term.stride != 1 or coefficient not in (1, -1))
         for term in access.terms
+        if term.div == 1 or term.limit is not None
         for a, coefficient in term.axes
     )
 

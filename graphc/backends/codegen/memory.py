@@ -31,10 +31,13 @@ class Place:
     """Where LANES elements lie.
 
     kind        'one' the element at `pointer` for every lane; 'up', 'down' adjacent elements, lane
-                0 at `pointer`; 'any' lane i at `pointer` plus byte i of `offsets`
+                0 at `pointer`; 'repeat' see repeats; 'any' lane i at `pointer` plus byte i of
+                `offsets`
     guard       i1: nothing may be touched unless it holds (None: it does)
     mask        lanes that lie inside the buffer (None: all)
     distinct    different lanes are different elements
+    repeats     (n, apart): each n lanes share an element, `apart` elements after that of those
+                before
     """
 
     kind: str
@@ -43,6 +46,7 @@ class Place:
     guard: str | None
     mask: str | None
     distinct: bool
+    repeats: tuple[int, int] = (1, 1)
 
 
 def both(f: FunctionText, a: str | None, b: str | None, type_: str = MASK) -> str | None:
@@ -89,6 +93,8 @@ def load(f: FunctionText, dtype: DType, place: Place, mask: str | None, fill: fl
     if place.kind == "one":
         pointer = _safe(f, place.pointer, place.guard)
         value = f.splat(m, f.value(f"load {m}, ptr {pointer}, align {size}"))
+    elif place.kind == "repeat":
+        value = _repeated(f, dtype, place, mask)
     else:
         value = _adjacent(f, dtype, place, both(f, mask, place.mask), fill)
     value = _from_memory(f, dtype, value)
@@ -119,6 +125,34 @@ def _adjacent(f: FunctionText, dtype: DType, place: Place, mask: str | None, fil
             (t, splat_literal(fill, m)),
         )
     return value if place.kind == "up" else _reverse(f, t, value) or value
+
+
+def _repeated(f: FunctionText, dtype: DType, place: Place, mask: str | None) -> str:
+    """Elements that several lanes share: only those are touched, of adjacent ones."""
+    m, t = memory_type(dtype), vector(memory_type(dtype))
+    n, apart = place.repeats
+    wanted = [lane // n * apart for lane in range(LANES)]
+    touched = "<" + ", ".join(f"i1 {str(i in wanted).lower()}" for i in range(LANES)) + ">"
+    if mask is not None:
+        touched = _first_lanes(f, mask, wanted, touched)
+    value = f.call(
+        t,
+        f"llvm.masked.load.{suffix(m)}.p0",
+        ("ptr", _safe(f, place.pointer, place.guard)),
+        ("i32", str(dtype.itemsize)),
+        (MASK, touched),
+        (t, "zeroinitializer"),
+    )
+    lanes = ", ".join(f"i32 {i}" for i in wanted)
+    return f.value(f"shufflevector {t} {value}, {t} poison, <{LANES} x i32> <{lanes}>")
+
+
+def _first_lanes(f: FunctionText, mask: str, wanted: list[int], touched: str) -> str:
+    """Which adjacent elements the lanes of a mask want."""
+    first = [wanted.index(i) if i in wanted else 0 for i in range(LANES)]
+    lanes = ", ".join(f"i32 {i}" for i in first)
+    moved = f.value(f"shufflevector {MASK} {mask}, {MASK} poison, <{LANES} x i32> <{lanes}>")
+    return f.value(f"and {MASK} {moved}, {touched}")
 
 
 def _reverse(f: FunctionText, type_: str, value: str | None) -> str | None:
