@@ -22,12 +22,22 @@ Matrix = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class Filtering:
-    """The matrices of F(tile x tile, 3x3)."""
+    """The matrices of F(tile x tile, 3x3).
+
+    Rows share sums: in those of `input` and `filter` the even columns, and the odd ones; in those
+    of `output` columns 1 and 2, 3 and 4.
+    """
 
     tile: int
     input: Matrix  # B^T
     filter: Matrix  # G
     output: Matrix  # A^T
+
+    @property
+    def columns(self) -> tuple[tuple[int, ...], ...]:
+        """The columns of `output` that go together."""
+        pairs = tuple((i, i + 1) for i in range(1, self.span - 1, 2))
+        return ((0,), *pairs, (self.span - 1,))
 
     @property
     def span(self) -> int:
@@ -42,9 +52,9 @@ class Filtering:
 
 F2 = Filtering(
     2,
-    input=((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
-    filter=((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
-    output=((1, 1, 1, 0), (0, 1, -1, -1)),
+    input=((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1)),
+    filter=((1, 0, 0), (1, 1, 1), (1, -1, 1), (0, 0, 1)),
+    output=((1, 0.5, 0.5, 0), (0, 0.5, -0.5, 1)),
 )
 
 F4 = Filtering(

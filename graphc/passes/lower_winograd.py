@@ -115,20 +115,20 @@ def gain(c: Contraction, tile: int) -> float:
     if not (height and width and filters and channels):
         return 0.0
     tiles = -(-height // tile) * -(-width // tile)
-    whole = -(-filters // 16) * 16
-    direct = TAPS * TAPS * channels * whole * height * width / 16
-    products = rule.points * channels * whole * tiles / 16
+    narrow, whole = (-(-filters // n) * n for n in (8, 16))
+    direct = TAPS * TAPS * channels * narrow * height * width / 16
+    products = rule.points * (PRODUCT * channels + START) * whole * tiles / 16
     inputs = TRANSFORM * rule.points * channels * tiles * -(-filters // 64) / 8
     outputs = TRANSFORM * rule.points * whole * tiles / 8
-    weights = TRANSFORM * rule.points * channels * whole * max(tiles / 48, 1) / 8
-    return direct / (PRODUCTS * products + inputs + outputs + weights)
+    weights = TRANSFORM * rule.points * channels * whole * max(tiles / 72, 1) / 8
+    return direct / (products + inputs + outputs + weights)
 
 
 TRANSFORM = 1.5
 """Cycles of a transform per vector of eight and point."""
 
-PRODUCTS = 1.1
-"""Cost of a product in short slices of channels against one over all of k."""
+PRODUCT, START = 1.1, 3
+"""Cost of a product in slices of channels against one over all of k, and of beginning it."""
 
 
 def _assumed(size: DimLike, unknown: int) -> int:

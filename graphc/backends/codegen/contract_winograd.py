@@ -30,7 +30,12 @@ from graphc.backends.codegen.contract_microkernel import (
 )
 from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANE_INDEX, LANES, FunctionText, scalar_type, vector
-from graphc.backends.codegen.winograd_transforms import Lanes, on_both_sides, transposed_vectors
+from graphc.backends.codegen.winograd_transforms import (
+    Lanes,
+    alternating,
+    on_both_sides,
+    transposed_vectors,
+)
 from graphc.dims import DimLike
 from graphc.kernel import Contraction, Cut
 from graphc.winograd import FILTERINGS, TAPS, Filtering
@@ -38,13 +43,16 @@ from graphc.winograd import FILTERINGS, TAPS, Filtering
 VECTORS = 2
 """Vectors of filters in a register tile."""
 
-TILES = {2: 48, 4: 24}
+TILES = {2: 72, 4: 36}
 FILTERS = 64
 CHANNELS = {2: 64, 4: 64}
 """Most tiles, filters and channels that a block, and a slice of it, has: V and M then fill L2."""
 
 PAD = 16
 """Elements between rows in scratch memory, and at least a vector."""
+
+LINE = 64
+"""Bytes of a cache line."""
 
 _LANES32 = LANE_INDEX.replace("i64", "i32")
 
@@ -226,11 +234,13 @@ class WinogradEmitter:
         first = f.value(f"icmp eq i64 {slices.index}, 0")
         self._transform_input(slices.index, depth)
         with self._loop(self.filters, self.panel) as column:
-            self._transform_filters(slices.index, depth, column)
-            self._multiply(depth, first, column)
+            begin = self._filters_at(slices.index, column)
+            self._transform_filters(begin, depth, column)
+            following = self._following(begin, slices.index, depth, column)
+            self._multiply(depth, first, column, following)
         f.close_loop(slices)
 
-    def _multiply(self, depth: str, first: str, column: str) -> None:
+    def _multiply(self, depth: str, first: str, column: str, following: str) -> None:
         f, size = self.f, self.lanes.itemsize
         shape = Tile(
             self.t.tile_rows,
@@ -247,6 +257,7 @@ class WinogradEmitter:
         start = [("ptr", self.scratch["v"]), ("ptr", self.scratch["u"]), ("ptr", m)]
         points = f.open_loop(0, self.rule.points, 1, start)
         v, u, m = points.carried
+        self._prefetch(points.index, following, depth)
         rows = f.open_loop(0, self.tiles, shape.rows, [("ptr", v), ("ptr", m)])
         emit_tile(f, shape, rows.carried[0], u, rows.carried[1], depth, first)
         below = (shape.rows * self.v_row, shape.rows * self.m_row)
@@ -292,9 +303,8 @@ class WinogradEmitter:
                     self._loads([f.offset(p, at) for p in row], left, self.t.whole_channels)
                     for row in sources
                 ]
-                self._store_points(
-                    on_both_sides(f, t, self.rule.input, square), f.offset(out, at), self.v_plane
-                )
+                made = on_both_sides(f, t, self.rule.input, alternating(span), square)
+                self._store_points(made, f.offset(out, at), self.v_plane)
 
     def _input(self, corner: Record, i: int, j: int) -> str:
         """Where an element of an input tile lies; outside the input, where zeros lie."""
@@ -321,16 +331,53 @@ class WinogradEmitter:
 
     # ---- filters
 
-    def _transform_filters(self, channel0: str, depth: str, column: str) -> None:
+    def _filters_at(self, channel0: str, column: str) -> str:
+        """Where the filters of a panel begin."""
+        part = self.w.part(self.f, {3: self.f.add(self.filter0, column), 6: channel0})
+        return self.w.locate(self.f, self.w.origin(), part)[0]
+
+    def _following(self, begin: str, channel0: str, depth: str, column: str) -> str:
+        """Where the panel after this one begins: of the next slice, if this is the last."""
+        f = self.f
+        after = f.offset(begin, f.mul(self.w.strides[3], self.panel * self.lanes.itemsize))
+        below = self._filters_at(f.add(channel0, depth), "0")
+        last = f.value(f"icmp sge i64 {f.add(column, self.panel)}, {self.filters}")
+        return f.value(f"select i1 {last}, ptr {below}, ptr {after}")
+
+    def _prefetch(self, point: str, begin: str, depth: str) -> None:
+        """Ask for the part of a panel that falls to a point: its short runs lie far apart, and no
+        processor expects them."""
         f, t = self.f, self.lanes
-        part = self.w.part(f, {3: f.add(self.filter0, column), 6: channel0})
-        begin, _ = self.w.locate(f, self.w.origin(), part)
+        count, run, axis = depth, str(self.panel * t.itemsize), 6
+        if self.t.transposed:
+            count, run, axis = str(self.panel), f.mul(depth, t.itemsize), 3
+        share = self._ceildiv(count, self.rule.points)
+        first = f.mul(point, share)
+        last = f.smin(f.add(first, share), count)
+        runs = f.open_loop(first, last, 1)
+        step = f.mul(self.w.strides[axis], t.itemsize)
+        start = f.offset(begin, f.mul(runs.index, step))
+        with self._loop(run, LINE) as line:
+            for tap in self._taps():
+                at = f.offset(f.offset(start, tap), line)
+                args = (("ptr", at), ("i32", "0"), ("i32", "2"), ("i32", "1"))
+                f.call("void", "llvm.prefetch.p0", *args)
+        f.close_loop(runs)
+
+    def _taps(self) -> list[str]:
+        """Bytes from the first tap of a filter to each."""
+        f = self.f
+        down, across = (f.mul(self.w.strides[a], self.lanes.itemsize) for a in (4, 5))
+        return [f.add(f.mul(down, i), f.mul(across, j)) for i in range(TAPS) for j in range(TAPS)]
+
+    def _transform_filters(self, begin: str, depth: str, column: str) -> None:
+        f, t = self.f, self.lanes
         if self.t.transposed:
             self._transform_transposed(begin, depth, column)
             return
-        down, across, step = (f.mul(self.w.strides[a], t.itemsize) for a in (4, 5, 6))
+        step = f.mul(self.w.strides[6], t.itemsize)
         left = f.sub(self.filters, column)
-        moved = [f.add(f.mul(down, i), f.mul(across, j)) for i in range(3) for j in range(3)]
+        moved = self._taps()
         channels = f.open_loop(0, depth, 1, [("ptr", begin), ("ptr", self.scratch["u"])])
         w, u = channels.carried
         with self._loop(self.panel, t.lanes) as part_:
@@ -345,7 +392,7 @@ class WinogradEmitter:
     def _filters(self, taps: list[str], begin: str) -> None:
         """Transform a vector of filters."""
         square = [taps[TAPS * i : TAPS * (i + 1)] for i in range(TAPS)]
-        made = on_both_sides(self.f, self.lanes, self.rule.filter, square)
+        made = on_both_sides(self.f, self.lanes, self.rule.filter, alternating(TAPS), square)
         self._store_points(made, begin, self.u_plane)
 
     def _transform_transposed(self, begin: str, depth: str, column: str) -> None:
@@ -390,7 +437,7 @@ class WinogradEmitter:
                 square = [
                     self._loads(points[span * i : span * (i + 1)], "", True) for i in range(span)
                 ]
-                made = on_both_sides(f, t, self.rule.output, square)
+                made = on_both_sides(f, t, self.rule.output, self.rule.columns, square)
                 self._store_points(made, f.offset(self.scratch["y"], at), self.y_row)
             rows = f.smin(f.sub(self.height, place[1]), side)
             columns = f.smin(f.sub(self.width, place[2]), side)
@@ -411,10 +458,10 @@ class WinogradEmitter:
 
 
 def _whole_lines(n: int) -> int:
-    return -(-n // 64) * 64
+    return -(-n // LINE) * LINE
 
 
 def _odd_lines(n: int) -> int:
     """At least n bytes: an odd number of cache lines, so that planes do not share cache sets."""
-    lines = -(-n // 64)
-    return (lines + 1 - lines % 2) * 64
+    lines = -(-n // LINE)
+    return (lines + 1 - lines % 2) * LINE

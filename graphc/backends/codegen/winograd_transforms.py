@@ -1,7 +1,7 @@
 """The transforms of Winograd convolution as straight-line vector code.
 
 Every vector holds one element of a tile for neighbouring channels, so that the two products with a
-small constant matrix are sums of vectors.  Imports: text.
+small constant matrix are sums of vectors.  Imports: text, winograd.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphc.backends.codegen.text import FunctionText, splat_literal
+from graphc.winograd import Matrix
 
 Square = list[list[str]]
 
@@ -32,29 +33,51 @@ class Lanes:
 
 
 def on_both_sides(
-    f: FunctionText, t: Lanes, matrix: Sequence[Sequence[float]], tile: Square
+    f: FunctionText, t: Lanes, matrix: Matrix, shared: Sequence[Sequence[int]], tile: Square
 ) -> Square:
-    """matrix * tile * matrix^T."""
-    half = _transposed([combinations(f, t, matrix, column) for column in _transposed(tile)])
-    return [combinations(f, t, matrix, row) for row in half]
+    """matrix * tile * matrix^T; `shared`: columns whose combinations rows have in common."""
+
+    def product(values: Sequence[str]) -> list[str]:
+        return [_row(f, t, row, shared, values) for row in matrix]
+
+    half = _transposed([product(column) for column in _transposed(tile)])
+    return [product(row) for row in half]
 
 
-def combinations(
-    f: FunctionText, t: Lanes, matrix: Sequence[Sequence[float]], values: Sequence[str]
-) -> list[str]:
-    """The product of a constant matrix and a vector of vectors."""
-    return [_combination(f, t, row, values) for row in matrix]
+def alternating(columns: int) -> tuple[tuple[int, ...], ...]:
+    """The even columns and the odd ones."""
+    return tuple(range(0, columns, 2)), tuple(range(1, columns, 2))
 
 
-def _combination(f: FunctionText, t: Lanes, row: Sequence[float], values: Sequence[str]) -> str:
-    terms = [(c, x) for c, x in zip(row, values, strict=True) if c != 0]
+def _row(
+    f: FunctionText,
+    t: Lanes,
+    row: Sequence[float],
+    shared: Sequence[Sequence[int]],
+    values: Sequence[str],
+) -> str:
+    """A row of a matrix times a column of vectors."""
+    parts = []
+    for group in shared:
+        terms = [(row[i], values[i]) for i in group if row[i] != 0]
+        if len(terms) > 1 and len(terms) < sum(c != 0 for c in row):
+            # as rows share it: with a factor of 1 in the last place
+            factor = terms[-1][0]
+            parts.append((factor, _combination(f, t, [(c / factor, x) for c, x in terms])))
+        else:
+            parts.extend(terms)
+    return _combination(f, t, parts)
+
+
+def _combination(f: FunctionText, t: Lanes, terms: Sequence[tuple[float, str]]) -> str:
+    """A sum of vectors times constants, made once."""
     # one that needs no product first: the others are added to it
-    terms.sort(key=lambda term: (term[0] != 1, abs(term[0]) != 1))
-    (c, x), *rest = terms
-    total = x if c == 1 else f.value(f"fmul {t.vector} {x}, {splat_literal(c, t.scalar)}")
+    (c, total), *rest = sorted(terms, key=lambda term: term[0] != 1)
+    if c != 1:
+        total = f.known(f"fmul {t.vector} {total}, {splat_literal(c, t.scalar)}")
     for c, x in rest:
         if c in (1, -1):
-            total = f.value(f"{'fadd' if c == 1 else 'fsub'} {t.vector} {total}, {x}")
+            total = f.known(f"{'fadd' if c == 1 else 'fsub'} {t.vector} {total}, {x}")
         else:
             factor = splat_literal(c, t.scalar)
             total = f.intrinsic("fma", t.scalar, x, factor, total, lanes=t.lanes)
