@@ -44,6 +44,8 @@ from graphc.passes import (
     lower,
     lower_contraction,
     lower_loop,
+    merge_products,
+    merge_sums,
     operands,
     plan_memory,
     resolve_state,
@@ -481,6 +483,55 @@ def any_permutation_cancels(p: Patch) -> None:
         return t.node.inputs[0] if t.node.op.name == "transpose" else original(m, t, perm)
 
     p.wrap(layout, "_untransposed", untransposed)
+
+
+# ---- merge_products, merge_sums, join_products -------------------------------------------------
+
+
+@fault("merge_products", case=of(lambda x, w: gx.tanh(x[2] @ w) - x[1] @ w, (3, 4, 5), (5, 6)))
+def a_piece_is_taken_for_its_neighbour(p: Patch) -> None:
+    def cut(original: Any, x: Any, axis: int, start: Any, size: Any) -> Any:
+        return original(x, axis, 0, size)
+
+    p.wrap(merge_products, "cut_out", cut)
+
+
+@fault(
+    "merge_sums",
+    case=of(
+        lambda x, y: gx.add_n([gx.matmul(x[t], gx.sin(y + t), transpose_a=True) for t in range(3)]),
+        (3, 2, 16),
+        (2, 16),
+        known=True,
+    ),
+)
+def only_one_operand_is_put_in_order(p: Patch) -> None:
+    joined: list[Any] = []
+
+    def join(original: Any, self: Any, parts: Any, axis: int) -> Any:
+        joined.append(parts)
+        return original(self, parts if len(joined) % 2 else parts[::-1], axis)
+
+    p.wrap(merge_sums._Merger, "_join", join)
+
+
+@fault(
+    "merge_sums",
+    case=of(
+        lambda x: gx.gradients(gx.sum(gx.sin(x[3:]) * gx.exp(x[:3])), [x])[0], (6, 4), known=True
+    ),
+)
+def zeros_lie_after_what_they_lie_before(p: Patch) -> None:
+    p.wrap(merge_sums, "_disjoint", lambda original, nodes, axis: original(nodes, axis)[::-1])
+    p.wrap(merge_sums, "_tiled", lambda original, nodes, axis: original(nodes, axis)[::-1])
+
+
+@fault(
+    "join_products",
+    case=of(lambda x, y, w: gx.stack([gx.sin(x) @ w, gx.cos(y) @ w]), (4, 5), (4, 5), (5, 5)),
+)
+def products_are_joined_backwards(p: Patch) -> None:
+    p.wrap(merge_products, "join", lambda original, parts, axis: original(parts[::-1], axis))
 
 
 # ---- fuse --------------------------------------------------------------------------------------

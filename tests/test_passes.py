@@ -22,6 +22,8 @@ from graphc.ops.statistics import softmax
 from graphc.passes.canonicalise import canonicalise
 from graphc.passes.fold import fold_constants
 from graphc.passes.layout import cancel_transposes
+from graphc.passes.merge_products import join_products, merge_products
+from graphc.passes.merge_sums import merge_sums
 from graphc.passes.resolve_state import resolve_state
 from graphc.passes.simplify import simplify, simplify_exact, simplify_fast_math
 from graphc.passes.specialise import specialise
@@ -40,6 +42,9 @@ PASSES: dict[str, Callable[[Program], Program]] = {
     "simplify": simplify,
     "simplify_exact": simplify_exact,
     "simplify_fast_math": simplify_fast_math,
+    "merge_sums": merge_sums,
+    "merge_products": merge_products,
+    "join_products": join_products,
     "cancel_transposes": cancel_transposes,
 }
 
@@ -59,6 +64,34 @@ def _scaled_layers() -> list[Tensor]:
     y = gx.transpose(_image(), (0, 2, 3, 1)) * np.arange(3, dtype=np.float32)
     back = gx.transpose(gx.tanh(y), (0, 3, 1, 2))
     return [gx.max(activation.relu(back), axis=(2, 3))]
+
+
+def _steps() -> Tensor:
+    """A few steps of a batch, once for each graph."""
+    nodes = gx.get_default_graph().nodes
+    made = [n.outputs[0] for n in nodes if n.name == "steps"]
+    return made[0] if made else gx.placeholder("f32", (5, "n", 4), name="steps")
+
+
+def _matrix(name: str) -> Tensor:
+    nodes = gx.get_default_graph().nodes
+    made = [n.outputs[0] for n in nodes if n.name == name]
+    return made[0] if made else gx.placeholder("f32", (4, 64), name=name)
+
+
+def _summed_products() -> list[Tensor]:
+    """The gradient of a matrix used at several steps, the last first."""
+    steps = gx.placeholder("f32", (5, 3, 64), name="wide")
+    w = gx.placeholder("f32", (64, 32), name="w")
+    y = gx.add_n([gx.sin(steps[t] @ w) for t in range(3)])
+    return gx.gradients(y, [w])
+
+
+def _placed_parts() -> list[Tensor]:
+    """The gradient of what was cut in parts of which one is not used."""
+    x = _x()
+    a, _, c = gx.split(x, [1, 2, 1], axis=1)
+    return gx.gradients(gx.sin(a) * gx.exp(c), [x])
 
 
 PROGRAMS: dict[str, tuple[str, Callable[[], list[Tensor]]]] = {
@@ -84,6 +117,20 @@ PROGRAMS: dict[str, tuple[str, Callable[[], list[Tensor]]]] = {
     ),
     "sunk_broadcast": ("simplify", lambda: [gx.log(gx.broadcast_to(gx.sum(_x(), axis=0), (5, 4)))]),
     "matmul_flags": ("simplify", lambda: [gx.matmul(gx.transpose(x := _x()), gx.tanh(x))]),
+    "summed_products": ("merge_sums", _summed_products),
+    "summed_batch": (
+        "merge_sums",
+        lambda: [gx.sum(gx.matmul(y := _steps(), gx.tanh(y), transpose_a=True), axis=0)],
+    ),
+    "placed_parts": ("merge_sums", _placed_parts),
+    "products_of_pieces": (
+        "merge_products",
+        lambda: [gx.tanh(_steps()[t] @ _matrix("w")) for t in (3, 1, 2)],
+    ),
+    "joined_products": (
+        "join_products",
+        lambda: [gx.stack([gx.tanh(_steps()[t]) @ _matrix("w") for t in range(2)], axis=1)],
+    ),
     "cancelled": ("cancel_transposes", _scaled_layers),
     "not_cancelled": ("cancel_transposes", lambda: [gx.tanh(gx.transpose(_x()))]),
 }

@@ -21,6 +21,8 @@ from graphc.passes.keep import find_kept
 from graphc.passes.layout import cancel_transposes
 from graphc.passes.lower import CutOf, lower
 from graphc.passes.meet_budget import meet_budget
+from graphc.passes.merge_products import join_products, merge_products
+from graphc.passes.merge_sums import merge_sums
 from graphc.passes.plan_memory import BlocksOf, plan_memory
 from graphc.passes.schedule import schedule
 from graphc.passes.simplify import simplify
@@ -38,6 +40,13 @@ GRAPH_PASSES: list[tuple[str, GraphPass]] = [
     # its tables match reductions without kept axes, and no identities between operators; folds on
     # the way, as rules make new constants
     ("simplify", simplify),
+    # after simplify, which leaves one view where products read one; before merge_sums, which would
+    # join what can stay where it is
+    ("merge_products", merge_products),
+    # after simplify, which turns transposed operands into flags
+    ("merge_sums", merge_sums),
+    # after merge_sums, which concatenates what was placed into zeros
+    ("join_products", join_products),
     # after simplify, which merges chains of views: a transpose is looked for right below its reader
     ("cancel_transposes", cancel_transposes),
 ]
