@@ -294,11 +294,14 @@ class Cut:
     numbers   what the code can also read at run time, so that contractions that differ in nothing
               else can share a kernel
     most      for each of the numbers the largest it may be; () if the numbers are known
+    panel     columns of the panels B may be packed in by a step of its own, 0 if it may not be:
+              what lowering asks for, see `Contraction`; no part of what the kernel does
     """
 
     code: tuple[Any, ...]
     numbers: tuple[DimLike, ...]
     most: tuple[int, ...] = ()
+    panel: int = 0
 
 
 @dataclass(frozen=True)
@@ -318,6 +321,14 @@ class Contraction:
                contiguous.  It means the same sum, but only within the error of that filtering:
                bits follow from the place of an element in its image alone, and what is not finite
                in A may reach all outputs of a tile.
+
+    With a `panel` buffer 1 holds B packed, and `b` only names it.  Batch, n and k then count as one
+    axis each, row-major, and buffer 1 is [batch][panel of n][k][column of the panel], contiguous:
+
+        B(batch, k, n) is element
+        ((batch * ceil(N / panel) + n // panel) * K + k) * panel + n % panel
+
+    Columns of the last panel from N on hold zeros.
     """
 
     batch: tuple[DimLike, ...]
@@ -331,6 +342,7 @@ class Contraction:
     dtype: DType
     cut: Cut | None = None
     winograd: int = 0
+    panel: int = 0
 
     @property
     def axes(self) -> tuple[DimLike, ...]:
@@ -338,6 +350,11 @@ class Contraction:
 
 
 Kernel = Union[LoopKernel, Contraction]
+
+
+def packed_shape(c: Contraction, panel: int) -> tuple[DimLike, DimLike, DimLike, int]:
+    """The sizes of B packed: batch, panels, k and columns of a panel."""
+    return product(c.batch), ceildiv(product(c.n), panel), product(c.k), panel
 
 
 _PARTS = (LoopKernel, Contraction, Stage, Store, Accumulator, Access, Term, Ragged, Cut)

@@ -37,7 +37,7 @@ def work(kernel: Kernel, sizes: Mapping[Dim, int]) -> Work:
         flops = counted.products(kernel)
         axes = frozenset(range(len(kernel.axes) - len(kernel.k)))
         counted.read(kernel.a)
-        counted.read(kernel.b)
+        counted.read_packed(kernel) if kernel.panel else counted.read(kernel.b)
         flops += counted.stage(kernel.stores, (), axes)
     else:
         flops = 0
@@ -80,6 +80,11 @@ class _Count:
         if limit > 1:
             elements *= min(limit, self.iterations(free))
         self.touched[access.buf] = max(self.touched.get(access.buf, 0), elements)
+
+    def read_packed(self, kernel: Contraction) -> None:
+        """Note the elements of B packed in panels, without the zeros that fill the last panel."""
+        first = len(kernel.batch) + len(kernel.m)
+        self.touched[1] = math.prod((*self.extents[: len(kernel.batch)], *self.extents[first:]))
 
     def _distinct(self, term: Term) -> int:
         """How many values an index takes."""

@@ -132,4 +132,4 @@ def test_a_peak_without_unknown_sizes_is_a_number() -> None:
     x = gx.placeholder("f32", (1000, 1000))
     plan = gx.explain(gx.sum(gx.matmul(gx.matmul(x, x), x))).plan
     assert plan.peak_formula() == str(plan.arena_bytes({}))
-    assert plan.peak_summary() == "8 MB"
+    assert plan.peak_summary() == "12 MB"  # x once more, in panels

@@ -252,11 +252,30 @@ def interpret_contraction(
         for k in itertools.product(*(range(n) for n in extents[outer:])):
             cell.index = dict(enumerate((*position, *k)))
             x = cast(cell.value(a, {}), kernel.dtype)
-            y = cast(cell.value(b, {}), kernel.dtype)
+            if kernel.panel:
+                y = buffers[1][_packed_position(kernel, extents, (*position, *k))]
+            else:
+                y = cast(cell.value(b, {}), kernel.dtype)
             total = _multiply_add(x, y, total, kernel.dtype)
         cell.index = dict(enumerate(position))
         cell.accs[0] = total
         cell.store_all(kernel.stores)
+
+
+def _packed_position(c: Contraction, extents: Sequence[int], index: Sequence[int]) -> int:
+    """Where an element of B lies that is packed in panels."""
+
+    def flat(first: int, count: int) -> tuple[int, int]:
+        at, size = 0, 1
+        for i, extent in zip(index[first : first + count], extents[first:], strict=False):
+            at, size = at * extent + i, size * extent
+        return at, size
+
+    batch, _ = flat(0, len(c.batch))
+    column, columns = flat(len(c.batch) + len(c.m), len(c.n))
+    step, steps = flat(len(extents) - len(c.k), len(c.k))
+    panel = batch * -(-columns // c.panel) + column // c.panel
+    return (panel * steps + step) * c.panel + column % c.panel
 
 
 def _multiply_add(x: Scalar, y: Scalar, total: Scalar, dtype: DType) -> Scalar:

@@ -466,6 +466,21 @@ class _Contraction(Grid):
                 self._piece(outer)
         return []
 
+    def _packed(self, batch: Sequence[int]) -> Array:
+        """B, packed in panels, as matrices of k by n: those of the rows of the batch at hand."""
+        panel, columns = self.kernel.panel, self._columns()
+        depth = math.prod(self.extents[len(self.extents) - len(self.kernel.k) :])
+        count = math.prod(self.extents[a] for a in batch)
+        panels = -(-columns // panel)
+        if self.buffers[1].size < count * panels * depth * panel:
+            raise OutsideBufferError("it reads packed panels outside of argument 1")
+        x = self.buffers[1][: count * panels * depth * panel].reshape(count, panels, depth, panel)
+        wide = x.transpose(0, 2, 1, 3).reshape(count, depth, panels * panel)[:, :, :columns]
+        at: Array = np.zeros(1, np.int64)
+        for a in batch:
+            at = (at[:, None] * self.extents[a] + self.index[a].reshape(-1)).reshape(-1)
+        return wide[at]
+
     def _columns(self) -> int:
         outer = len(self.extents) - len(self.kernel.k)
         return math.prod(self.extents[outer - len(self.kernel.n) : outer])
@@ -486,7 +501,10 @@ class _Contraction(Grid):
 
         count, left, right, depth = (math.prod(s) for s in size.values())
         x = matrix(k.a, (*batch, *rows, *inner), (count, left, depth))
-        y = matrix(k.b, (*batch, *columns, *inner), (count, right, depth)).transpose(0, 2, 1)
+        if k.panel:
+            y = self._packed(batch)
+        else:
+            y = matrix(k.b, (*batch, *columns, *inner), (count, right, depth)).transpose(0, 2, 1)
         total = np.matmul(x, y)
         if self.rounding is not None:
             scale = magnitude(x, y, k.winograd) * max(1.0, 0.25 * depth)

@@ -2,34 +2,31 @@
 
 Deep graphs repeat themselves, so a group's signature is computed first: groups that would give the
 same kernel share one, and only the values they are launched on differ.
-Imports: fuse, operands, the lowerings of each kind of group.
+Imports: fuse, operands, pack_operands, the lowerings of each kind of group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from graphc.kernel import Contraction, Cut, Kernel
 from graphc.node import Tensor
 from graphc.passes.fuse import Fusion, Group
 from graphc.passes.lower_contraction import lower_contraction
 from graphc.passes.lower_loop import lower_loop
 from graphc.passes.lower_nest import lower_nest
 from graphc.passes.operands import LoweredStep, Partial, Value, locations_of
+from graphc.passes.pack_operands import CutOf, pack_operands
 
-__all__ = ["LoweredStep", "lower"]
-
-
-CutOf = Callable[[Contraction], Cut]
-"""How a back end cuts a contraction."""
+__all__ = ["CutOf", "LoweredStep", "lower"]
 
 
-def lower(fusion: Fusion, cut_of: CutOf | None = None) -> list[LoweredStep]:
+def lower(fusion: Fusion, cut_of: CutOf | None = None, packs: bool = True) -> list[LoweredStep]:
     """The steps of a fused program, in an order that respects dependencies.
 
-    With `cut_of` contractions carry their cuts, so that they can share kernels.
+    With `cut_of` contractions carry their cuts, so that they can share kernels, and if `packs`
+    steps pack their operands where that pays in time: it takes memory.
     """
     steps: list[LoweredStep] = []
     known: dict[Hashable, _Template] = {}
@@ -38,13 +35,11 @@ def lower(fusion: Fusion, cut_of: CutOf | None = None) -> list[LoweredStep]:
         template = known.get(signature)
         if template is None:
             made = lower_group(fusion, group)
-            if cut_of is not None:
-                _cut(made, cut_of)
             known[signature] = _Template(made, values)
             steps.extend(made)
         else:
             steps.extend(template.on(values, group))
-    return steps
+    return steps if cut_of is None else pack_operands(fusion, steps, cut_of, packs)
 
 
 def lower_group(fusion: Fusion, group: Group) -> list[LoweredStep]:
@@ -54,14 +49,6 @@ def lower_group(fusion: Fusion, group: Group) -> list[LoweredStep]:
     if group.kind == "contraction":
         return lower_contraction(fusion, group)
     return lower_nest(fusion, group)
-
-
-def _cut(steps: Sequence[LoweredStep], cut_of: CutOf) -> None:
-    def cut(k: Kernel) -> Kernel:
-        return replace(k, cut=cut_of(k)) if isinstance(k, Contraction) else k
-
-    for s in steps:
-        s.kernel, s.others = cut(s.kernel), tuple(map(cut, s.others))
 
 
 class _Template:

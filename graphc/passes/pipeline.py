@@ -120,6 +120,7 @@ def build_plan(
         plan = plan_memory(fusion, ordered, blocks_of, facts)
     if budget is not None and plan.arena_bytes(budget.sizes) > budget.bytes:
         facts = Facts(Estimate(budget.sizes))
+        steps = lower(fusion, cut_of, packs=False)
         plan = meet_budget(fusion, schedule(fusion, steps, facts), blocks_of, facts, budget)
     trace.note("plan_memory", started)
     _Dump().plan(plan)

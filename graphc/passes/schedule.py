@@ -5,6 +5,8 @@
 
 A greedy list scheduler: among the steps that are ready it runs the one that frees most and
 allocates least.  The result is kept only if it has fewer bytes alive than the order given.
+Steps that only prepare what others read, from what is there when the run starts (weights that are
+packed), are left out and come right before their first reader.
 Steps that overwrite a variable wait for its readers and for run-time checks, where they can, so
 that memory planning can update in place.  Keeps: dependencies.  O(n log n).
 Imports: fuse, operands, facts.
@@ -14,10 +16,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from graphc.passes.facts import Facts
 from graphc.passes.fuse import Fusion
-from graphc.passes.operands import LoweredStep, Value
+from graphc.passes.operands import LoweredStep, Partial, Value
 
 
 def schedule(
@@ -28,8 +31,43 @@ def schedule(
     if len(given) < 3:
         return given
     facts = facts or Facts()
-    greedy = _Scheduler(fusion, given, facts).order()
+    prepared = _preparing(given)
+    rest = [s for s in given if id(s) not in prepared.ids]
+    greedy = prepared.inserted(_Scheduler(fusion, rest, facts).order())
     return min(given, greedy, key=lambda order: bytes_alive(fusion, order, facts))
+
+
+@dataclass
+class _Prepared:
+    """Steps to be run right before the first reader of what they write."""
+
+    ids: set[int]
+    maker: dict[int, LoweredStep]
+
+    def inserted(self, steps: Sequence[LoweredStep]) -> list[LoweredStep]:
+        left = dict(self.maker)
+        result: list[LoweredStep] = []
+        for s in steps:
+            for v in s.args:
+                step = left.pop(id(v), None)
+                if step is not None:
+                    result.append(step)
+            result.append(s)
+        return result
+
+
+def _preparing(steps: Sequence[LoweredStep]) -> _Prepared:
+    """The steps that write one value of their own from nothing that a step writes."""
+    made = {id(s.args[w]) for s in steps for w in s.writes}
+    found = _Prepared(set(), {})
+    for s in steps:
+        written = [s.args[w] for w in s.writes]
+        reads = (v for j, v in enumerate(s.args) if j not in s.writes)
+        own = len(written) == 1 and isinstance(written[0], Partial) and not s.checks
+        if own and not any(id(v) in made for v in reads):
+            found.ids.add(id(s))
+            found.maker[id(written[0])] = s
+    return found
 
 
 def bytes_alive(fusion: Fusion, steps: Sequence[LoweredStep], facts: Facts) -> tuple[int, int]:

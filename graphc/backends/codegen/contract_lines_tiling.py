@@ -78,6 +78,8 @@ def line_tiling(c: Contraction, target: Target) -> LineTiling | None:
     """The tiling of a contraction of this form; None for others."""
     if c.cut is not None:
         return _carried(c, c.cut, target) if c.cut.code[0] == "lines" else None
+    if c.panel:
+        return None
     for swapped in (False, True):
         parts = _parts(c, swapped)
         if parts is not None:

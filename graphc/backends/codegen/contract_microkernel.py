@@ -19,9 +19,10 @@ UNROLL = 2
 class Tile:
     """A register tile and the byte strides of the operands and of C around it.
 
-    `b_masks`, one per vector, say that B is read in place.  `half`: the last vector has only half
-    the lanes, because no column needs the others.  `ahead`: bytes from an element of A to one that
-    is wanted soon and may lie far away.
+    `b_masks`, one per vector, say that B is read in place.  `b_alignment` is that of vectors of B
+    where it is less than their size.  `half`: the last vector has only half the lanes, because no
+    column needs the others.  `ahead`: bytes from an element of A to one that is wanted soon and may
+    lie far away.
     """
 
     rows: int
@@ -36,6 +37,7 @@ class Tile:
     b_masks: tuple[str, ...] = ()
     half: bool = False
     ahead: str = ""
+    b_alignment: int = 0
 
     def width(self, v: int) -> int:
         """Lanes of vector v of a row."""
@@ -220,7 +222,8 @@ def add_products(f: FunctionText, t: Tile, a: list[str], b: str, sums: list[str]
 
 def _column(f: FunctionText, t: Tile, address: str, v: int) -> str:
     if not t.b_masks:
-        return f.value(f"load {t.vector(v)}, ptr {address}, align {t.aligned(v)}")
+        alignment = t.b_alignment or t.aligned(v)
+        return f.value(f"load {t.vector(v)}, ptr {address}, align {alignment}")
     return masked_load(f, t, address, t.b_masks[v])
 
 

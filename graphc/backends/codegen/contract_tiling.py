@@ -59,6 +59,7 @@ class Packing:
     'panels'     [panel][k][row of panel], copied along the rows
     'transpose'  the same layout, from runs along k
     'direct'     not packed: vectors are read in place (few rows would not repay a copy)
+    'packed'     packed by an earlier step, see `kernel.Contraction`
     `fused` trailing axes of the copied group form one contiguous run.
     """
 
@@ -106,6 +107,11 @@ class Tiling:
     def tile_cols(self) -> int:
         return self.tile_vectors * self.lanes
 
+    @property
+    def packed(self) -> bool:
+        """Whether an earlier step has packed B."""
+        return self.pack_right.mode == "packed"
+
 
 def groups(c: Contraction) -> tuple[Group, Group, Group, Group]:
     """The batch, m, n and k axes."""
@@ -146,7 +152,14 @@ def cut_of(c: Contraction, target: Target) -> Cut:
         t.chunks,
         t.few_rows,
     )
-    return Cut(code, (t.block_rows, t.block_cols, t.depth, t.spread, *t.most))
+    return Cut(code, (t.block_rows, t.block_cols, t.depth, t.spread, *t.most), (), _panel(t))
+
+
+def _panel(t: Tiling) -> int:
+    """Columns of the panels in which the block of a tiling could read B, 0 if it cannot."""
+    if t.swapped or guarded(t.right) or t.pack_right.mode in ("direct", "packed"):
+        return 0
+    return t.tile_cols
 
 
 def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
@@ -187,24 +200,33 @@ def tile(c: Contraction, target: Target) -> Tiling:
     _, m, n, k = groups(c)
     lanes = target.lanes(c.dtype.itemsize)
     rows, cols, left, right = m, n, c.a, c.b
-    swapped = _orientation_cost(c, n, m, lanes) < _orientation_cost(c, m, n, lanes)
+    swapped = not c.panel and (
+        _orientation_cost(c, n, m, lanes) < _orientation_cost(c, m, n, lanes)
+    )
     if swapped:
         rows, cols, left, right = n, m, c.b, c.a
     tile_rows, vectors = _register_tile(assumed_size(rows), cols.size, lanes, target)
+    if c.panel and vectors != c.panel // lanes:
+        vectors = c.panel // lanes
+        tiles = max(-(-assumed_size(rows) // target.rows[vectors - 1]), 1)
+        tile_rows = max(-(-assumed_size(rows) // tiles), 1)
     half = _half(cols.size, vectors, lanes)
     pack_left = _packing(left, rows, k, broadcast=True)
     in_place = _rows_lie_in_runs(left, pack_left, k) and not _reads_in_place(right, rows, cols, k)
     skips = _needed_share(c, left, rows, k) < 1 and not in_place
     if skips:
         rows = _guards_first(left, rows)
-    pack_right = _packing(right, cols, k, broadcast=False)
-    if _reads_in_place(right, rows, cols, k):
+    pack_right = Packing("packed", 0) if c.panel else _packing(right, cols, k, broadcast=False)
+    if not c.panel and _reads_in_place(right, rows, cols, k):
         half = False
         pack_right = Packing("direct", len(cols.axes))
         vectors = min(IN_PLACE_SUMS // tile_rows, max(-(-assumed_size(cols) // lanes), 1))
     few_rows: tuple[tuple[int, int], ...] = ()
-    if _may_be_few(rows.size) and not skips and _lies_in_vectors(right, cols, k):
-        few_rows = ((1, 4), (min(IN_PLACE_ROWS, tile_rows), 2))
+    if _may_be_few(rows.size) and not skips:
+        if c.panel:
+            few_rows = ((1, vectors), (min(IN_PLACE_ROWS, tile_rows), vectors))
+        elif _lies_in_vectors(right, cols, k):
+            few_rows = ((1, 4), (min(IN_PLACE_ROWS, tile_rows), 2))
     depth = _depth(k, pack_left.fused if skips or in_place else 0)
     sizes = (assumed_size(rows), assumed_size(cols), assumed_size(k))
     if in_place:
@@ -215,10 +237,11 @@ def tile(c: Contraction, target: Target) -> Tiling:
         whole = isinstance(k.size, int) and k.size <= depth
         few = -(-IN_PLACE_ROWS // tile_rows) * tile_rows
         runs, sums = _runs(k, pack_left.fused, depth), max(few, tile_rows if whole else block_rows)
-        room = Room(few, block_cols, depth, runs, sums, block_cols * depth)
+        room = Room(few, block_cols, depth, runs, sums, 0 if c.panel else block_cols * depth)
     else:
         block_rows, block_cols = block(*sizes, tile_rows, vectors * lanes, depth, c.dtype.itemsize)
-        room = Room(block_rows, block_cols, depth, depth, block_rows, block_cols * depth)
+        slices = 0 if c.panel else block_cols * depth
+        room = Room(block_rows, block_cols, depth, depth, block_rows, slices)
     return Tiling(
         rows,
         cols,

@@ -151,7 +151,7 @@ class _Emitter:
             "left free": 8 * left_words * rows,
             "left k": 8 * left_words * t.most.runs,
             "right free": 8 * right_words * cols,
-            "right k": 8 * right_words * depth,
+            "right k": 0 if t.packed else 8 * right_words * depth,
             "needed": rows // t.tile_rows * depth if t.skips else t.most.runs,
         }
         total = sum(-(-n // 64) * 64 for n in needed.values())
@@ -198,6 +198,7 @@ class _Emitter:
         c0, c1 = self._part(self.col_count, t.tile_cols, col, col_blocks)
         self.row0, self.rows = r0, f.sub(r1, r0)
         self.col0, self.cols = c0, f.sub(c1, c0)
+        self.batch_index = batch
         self.batch_coords = coordinates(f, self.batch, batch)
         if t.pack_left.mode != "direct":
             self._sum()
@@ -258,19 +259,23 @@ class _Emitter:
         f, t = self.f, self.t
         if t.pack_right.mode == "transpose":
             self.right_tables[0].fill(f, self.col0, self.cols)
-        for table in (self.left_tables[1], self.right_tables[1]):
-            table.fill(f, start, depth)
-        self._pack_right(self._packer(self.right, self._origin(self.right)), depth)
+        self.left_tables[1].fill(f, start, depth)
+        if t.packed:
+            b, panel = self._panels_from(start)
+        else:
+            b, panel = self.scratch["b"], self.b_panel
+            self.right_tables[1].fill(f, start, depth)
+            self._pack_right(self._packer(self.right, self._origin(self.right)), depth)
         shape, origin = self._tile_shape(), self._origin(self.left)
         down = f.open_loop(0, self.rows, t.tile_rows, [("ptr", self.scratch["c"])])
         c = down.carried[0]
         left = f.sub(self.rows, down.index)
         first_row = f.add(self.row0, down.index)
         self.in_place.locate(f, t.tile_rows, origin, first_row, left)
-        across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", self.scratch["b"])])
+        across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", b)])
         at = f.offset(c, f.mul(across.index, self.itemsize))
         self.in_place.multiply(f, shape, across.carried[0], at, first)
-        f.close_loop(across, [f.offset(across.carried[0], self.b_panel)])
+        f.close_loop(across, [f.offset(across.carried[0], panel)])
         finish, after = f.fresh("finish"), f.fresh("after")
         f.branch_if(last, finish, after)
         f.label(finish)
@@ -289,11 +294,14 @@ class _Emitter:
             self.right_tables[0].fill(f, self.col0, self.cols)
         slices = f.open_loop(0, f.smax(self.k_count, 1), self.depth)
         depth = f.smin(f.sub(self.k_count, slices.index), self.depth)
-        for table in (self.left_tables[1], self.right_tables[1]):
-            table.fill(f, slices.index, depth)
+        self.left_tables[1].fill(f, slices.index, depth)
+        if not t.packed:
+            self.right_tables[1].fill(f, slices.index, depth)
         self._pack_left(self._packer(self.left, origins["left"]), depth)
         first = f.value(f"icmp eq i64 {slices.index}, 0")
-        if t.pack_right.mode == "direct":
+        if t.packed:
+            self._multiply_packed(depth, first, slices.index)
+        elif t.pack_right.mode == "direct":
             self._multiply_in_place(depth, first, origins["right"], t.tile_rows, t.tile_vectors)
         elif t.few_rows:
             self._by_rows(depth, first, origins["right"])
@@ -314,6 +322,34 @@ class _Emitter:
             f.label(more)
         if t.pack_left.mode != "direct":
             self._pack_and_multiply(depth, first, origin)
+        f.branch(after)
+        f.label(after)
+
+    def _panels_from(self, start: str) -> tuple[str, str]:
+        """Where the panels of the block lie that an earlier step has packed, from step `start` of
+        k on, and the bytes from one to the next."""
+        f, t = self.f, self.t
+        panel = f.mul(self.k_count, self.b_step)
+        panels = f.mul(self.batch_index, self._ceildiv(self.col_count, t.tile_cols))
+        panels = f.add(panels, f.udiv(self.col0, t.tile_cols))
+        at = f.add(f.mul(panels, panel), f.mul(start, self.b_step))
+        return f.offset(self.right.base, at), panel
+
+    def _multiply_packed(self, depth: str, first: str, start: str) -> None:
+        """Multiply by panels that an earlier step has packed, from step `start` of k on."""
+        f, t = self.f, self.t
+        b, panel = self._panels_from(start)
+        a, shape = self.scratch["a"], self._tile_shape()
+        after = f.fresh("after")
+        for rows, _ in t.few_rows:
+            few, more = f.fresh("few"), f.fresh("more")
+            f.branch_if(f.value(f"icmp sle i64 {self.rows}, {rows}"), few, more)
+            f.label(few)
+            self._multiply_panels(depth, first, a, b, replace(shape, rows=rows), panel)
+            f.branch(after)
+            f.label(more)
+        if t.pack_left.mode != "direct":
+            self._multiply_panels(depth, first, a, b, shape, panel)
         f.branch(after)
         f.label(after)
 
@@ -473,6 +509,29 @@ class _Emitter:
         following = [f.offset(a, self.a_panel), f.offset(c, below), f.offset(needed, t.most.depth)]
         f.close_loop(down, following)
 
+    def _multiply_panels(
+        self, depth: str, first: str, a: str, b: str, shape: Tile, panel: str
+    ) -> None:
+        """Run the register tile over the block, all rows for one panel of B after the other.
+
+        The panel then stays in the first cache, and A, of which a step needs less, comes from the
+        second.
+        """
+        f, t = self.f, self.t
+        if t.skips:
+            self._multiply(depth, first, a, b, shape, panel)
+            return
+        start = [("ptr", b), ("ptr", self.scratch["c"])]
+        across = f.open_loop(0, self.cols, shape.vectors * t.lanes, start)
+        b, c = across.carried
+        down = f.open_loop(0, self.rows, shape.rows, [("ptr", a), ("ptr", c)])
+        emit_tile(f, shape, down.carried[0], b, down.carried[1], depth, first)
+        below = shape.rows * self.c_row
+        a, c = f.offset(down.carried[0], self.a_panel), f.offset(down.carried[1], below)
+        f.close_loop(down, [a, c])
+        width = shape.vectors * t.lanes * self.itemsize
+        f.close_loop(across, [f.offset(b, panel), f.offset(across.carried[1], width)])
+
     def _tile_shape(self) -> Tile:
         t = self.t
         return Tile(
@@ -486,6 +545,7 @@ class _Emitter:
             self.b_step,
             self.c_row,
             half=t.half,
+            b_alignment=self.itemsize if t.packed else 0,
         )
 
     # ---- the epilogue
