@@ -23,7 +23,7 @@ from graphc.backends.codegen.contract_access import (
 )
 from graphc.backends.codegen.contract_epilogue import Epilogue, Place
 from graphc.backends.codegen.contract_lines_tiling import LineTiling
-from graphc.backends.codegen.contract_microkernel import Lines, Tile, emit_tile
+from graphc.backends.codegen.contract_microkernel import Lines, Tile, emit_tile, prefetch
 from graphc.backends.codegen.contract_packing import Packer, pack_copies
 from graphc.backends.codegen.contract_tiling import groups
 from graphc.backends.codegen.text import (
@@ -39,6 +39,9 @@ from graphc.kernel import Contraction
 
 STRIP = 16
 """Steps of k that all panels of B are packed for before the next ones."""
+
+LINE_SIZE = 64
+"""Bytes of a line of the caches."""
 
 LINE_BYTES = 24
 """A run of steps in memory: offset in A, offset in a panel of B, number of steps."""
@@ -150,11 +153,12 @@ class LinesEmitter:
         slices = f.open_loop(0, f.smax(self.k_count, 1), depth)
         steps = f.smin(f.sub(self.k_count, slices.index), depth)
         self._pack_right(right, slices.index, steps)
+        self._look_ahead(right, depth)
         first = f.value(f"icmp eq i64 {slices.index}, 0")
         taps = f.open_loop(self.tap0, self.tap1, 1, [("ptr", self.scratch["c"])])
         tap = self.left.part(f, coordinates(f, t.taps, taps.index))
         count = self._tabulate(sum_records(f, left, tap), slices.index, steps)
-        self._multiply(count, first, taps.carried[0])
+        self._multiply(count, first, taps.carried[0], taps.index)
         f.close_loop(taps, [f.offset(taps.carried[0], self.tap_bytes)])
         f.close_loop(slices)
 
@@ -166,6 +170,32 @@ class LinesEmitter:
             return far
         lines = f.mul(f.udiv(depth, self.line), strides[self.lines.axes[-1]])
         return f.value(f"select i1 {whole}, i64 {lines}, i64 {far}")
+
+    def _look_ahead(self, origin: Record, depth: str) -> None:
+        """Where the next slice of B begins, and how many of its steps each row of tiles fetches."""
+        f = self.f
+        step = self.right.strides[self.along]
+        here, _ = self.right.locate(f, origin, self.right_k.read(f, "0")[0])
+        far = f.add(self.col0, f.mul(depth, step))
+        self.next_b = f.offset(here, f.mul(far, self.itemsize))
+        self.next_step = f.mul(step, self.itemsize)
+        self.depth = depth
+        self.share = self._ceildiv(depth, f.mul(f.sub(self.tap1, self.tap0), self.tiles))
+
+    def _fetch_next(self, tap: str, row: str, column: str) -> None:
+        """Ask for some of the next slice of B while this one is multiplied."""
+        f, t = self.f, self.t
+        tile = f.udiv(f.sub(row, self.row0), t.tile_rows)
+        tile = f.add(f.mul(f.sub(tap, self.tap0), self.tiles), tile)
+        start = f.mul(tile, self.share)
+        stop = f.smin(f.add(start, self.share), self.depth)
+        begin = f.offset(self.next_b, f.mul(start, self.next_step))
+        steps = f.open_loop(
+            start, stop, 1, [("ptr", f.offset(begin, f.mul(column, self.itemsize)))]
+        )
+        for at in range(0, self.b_step, LINE_SIZE):
+            prefetch(f, f.offset(steps.carried[0], at))
+        f.close_loop(steps, [f.offset(steps.carried[0], self.next_step)])
 
     def _pack_right(self, origin: Record, start: str, steps: str) -> None:
         """Pack a slice of B in panels as wide as a tile, a few steps at a time."""
@@ -255,7 +285,7 @@ class LinesEmitter:
             high = f.smin(high, self._ceildiv(left, coef))
         return low, high
 
-    def _multiply(self, count: str, first: str, c: str) -> None:
+    def _multiply(self, count: str, first: str, c: str, tap: str) -> None:
         """Run the register tile over the rows and columns of the block, at one tap.
 
         The last rows begin earlier where fewer are left than a tile has.
@@ -282,6 +312,7 @@ class LinesEmitter:
         across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", self.scratch["b"])])
         b = across.carried[0]
         at = f.offset(c, f.mul(across.index, self.itemsize))
+        self._fetch_next(tap, down.index, across.index)
         begins = f.value(f"icmp eq i64 {across.index}, 0")
         shape = replace(shape, ahead=f.value(f"select i1 {begins}, i64 {self.ahead}, i64 0"))
         emit_tile(f, shape, a, b, at, lines, first)

@@ -27,8 +27,9 @@ from graphc.backends.codegen.text import LANES
 from graphc.dims import DimLike, ceildiv, product
 from graphc.kernel import Access, Contraction, Cut
 
-DEPTH = 256
-"""Steps of k in a slice."""
+DEPTH = 64
+"""Steps of k in a slice: what a row of tiles reads of A, and several panels of B, then stay in the
+L1 cache."""
 
 SHORTEST_SUM = 64
 """Fewest steps of k for which setting up lines pays."""
