@@ -149,6 +149,35 @@ def test_filter_gradient(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     compare(monkeypatch, gradient.contraction(), gradient.buffers(), gradient.sizes)
 
 
+WAYS = {
+    "far": Gradient(2, (Window(9, 3, 4, 1, 1, 1), Window(22, 3, 4, 1, 1, 1)), 260, 24),
+    "far_tail": Gradient(2, (Window(14, 2, 2), Window(15, 2, 2, 1, 1, 0)), 607, 17),
+    "few_channels": Gradient(2, (Window(20, 7, 2, 1, 3, 3), Window(31, 7, 2, 1, 3, 2)), 3, 18),
+    "one_channel": Gradient(3, (Window(9, 5, before=2, after=2), Window(80, 5, 1, 1, 7, 7)), 1, 7),
+    "wide_stride": Gradient(2, (Window(29, 11, 4, 1, 2, 2), Window(30, 11, 4, 1, 2, 2)), 3, 16),
+    "few_f64": Gradient(2, (Window(9, 3, 1, 2, 2, 2), Window(9, 3, before=1)), 2, 9, dtype=float64),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_copies_of_the_first_operand(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    gradient = WAYS[name]
+    found = line_tiling(gradient.contraction(), AVX2)
+    assert found is not None and found.copies == ("rows" if "far" in name else "margins")
+    compare(monkeypatch, gradient.contraction(), gradient.buffers(), gradient.sizes)
+
+
+@pytest.mark.parametrize("copies", ["rows", "margins"])
+def test_layers_share_a_kernel_that_copies(copies: str) -> None:
+    layers = {"rows": [(1200, 2, 32), (2600, 1, 80)], "margins": [(3, 2, 16), (3, 1, 64)]}
+    share_a_kernel(
+        [
+            Gradient(2, (Window(9, 3, s, 1, 1, 1), Window(17, 3, s, 1, 1, 1)), ic, oc)
+            for ic, s, oc in layers[copies]
+        ]
+    )
+
+
 def test_one_kernel_for_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     base = GRADIENTS["symbolic"]
     c = base.contraction()
@@ -193,13 +222,21 @@ def test_transposed_first_operand(monkeypatch: pytest.MonkeyPatch, m: int, n: in
 
 
 def test_layers_of_different_sizes_share_a_kernel() -> None:
-    pairs = (
-        Gradient(2, (Window(9, 3, before=1, after=1), Window(8, 3, before=1, after=1)), 12, 32),
-        Gradient(2, (Window(20, 3, 2, 1, 1, 1), Window(9, 3, 2, 1, 1, 1)), 24, 64),
-        Gradient(3, (Window(40, 5, before=2, after=2), Window(20, 5, before=2, after=2)), 60, 96),
+    share_a_kernel(
+        [
+            Gradient(2, (Window(9, 3, before=1, after=1), Window(8, 3, before=1, after=1)), 12, 32),
+            Gradient(2, (Window(20, 3, 2, 1, 1, 1), Window(9, 3, 2, 1, 1, 1)), 24, 64),
+            Gradient(
+                3, (Window(40, 5, before=2, after=2), Window(20, 5, before=2, after=2)), 60, 96
+            ),
+        ]
     )
+
+
+def share_a_kernel(gradients: list[Gradient]) -> None:
+    """Their kernels become one, which computes each."""
     kernels = []
-    for gradient in pairs:
+    for gradient in gradients:
         c = gradient.contraction()
         kernels.append(replace(c, cut=contraction.contraction_cut(c)))
     shared = share_kernels(kernels)
@@ -207,7 +244,7 @@ def test_layers_of_different_sizes_share_a_kernel() -> None:
     common = shared[0].kernel
     assert isinstance(common, Contraction)
     compiled = Compiled(common)
-    for gradient, one in zip(pairs, shared, strict=True):
+    for gradient, one in zip(gradients, shared, strict=True):
         sizes = {}
         for d, size in zip(sizes_of(common), one.sizes, strict=True):
             (atom,) = atoms(d)
@@ -221,4 +258,4 @@ def test_every_target_has_a_tile(target: Target) -> None:
     for gradient in GRADIENTS.values():
         found = line_tiling(gradient.contraction(), target)
         assert found is not None
-        assert found.tile_rows <= gradient.channels
+        assert isinstance(found.rows.size, int) and found.tile_rows <= found.rows.size

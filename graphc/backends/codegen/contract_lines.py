@@ -22,6 +22,14 @@ from graphc.backends.codegen.contract_access import (
     sum_records,
 )
 from graphc.backends.codegen.contract_epilogue import Epilogue, Place
+from graphc.backends.codegen.contract_lines_copy import (
+    RUN_BYTES,
+    copied_elements,
+    copy_margins,
+    copy_rows,
+    fetch_rows,
+    row_pitch,
+)
 from graphc.backends.codegen.contract_lines_tiling import LineTiling
 from graphc.backends.codegen.contract_microkernel import Lines, Tile, emit_tile, prefetch
 from graphc.backends.codegen.contract_packing import Packer, pack_copies
@@ -43,9 +51,6 @@ STRIP = 16
 LINE_SIZE = 64
 """Bytes of a line of the caches."""
 
-LINE_BYTES = 24
-"""A run of steps in memory: offset in A, offset in a panel of B, number of steps."""
-
 _LANES32 = LANE_INDEX.replace("i64", "i32")
 
 
@@ -56,7 +61,6 @@ class LinesEmitter:
         self.f, self.c, self.t = f, c, t
         self.batch, _, _, self.k = groups(c)
         self.lines = Group(self.k.axes[:-1], self.k.extents[:-1])
-        self.along = self.k.axes[-1]
         self.itemsize = c.dtype.itemsize
         self.scalar = scalar_type(c.dtype)
         axes = range(len(c.axes))
@@ -71,9 +75,10 @@ class LinesEmitter:
     def _layout(self) -> None:
         """Place packed B, C and the tables in one stack allocation."""
         t, f, size = self.t, self.f, self.itemsize
-        taps, rows, cols, depth = t.most
+        taps, rows, cols, depth, _ = t.most
         self.b_step = t.tile_cols * size
-        self.a_step = f.mul(self.left.strides[self.along], size)
+        self.a_step = f.mul(self.left.strides[self.t.along], size)
+        self.copy_step = str(row_pitch(t) * size) if t.copies == "rows" else self.a_step
         self.c_row = (-(-cols // LANES) + 1) * LANES * size
         panels = -(-cols // t.tile_cols)
         needed = {
@@ -81,7 +86,8 @@ class LinesEmitter:
             "located": 16 * t.lanes,
             "b": panels * depth * self.b_step + 2 * LANES * size,
             "c": taps * (-(-rows // t.tile_rows) + 1) * t.tile_rows * self.c_row,
-            "lines": (depth + 1) * LINE_BYTES,
+            "lines": (depth + 1) * RUN_BYTES,
+            "a": copied_elements(t) * size if t.copies else 0,
             "right k": 8 * record_words(t.right) * depth,
             "right free": 8 * record_words(t.right),
         }
@@ -158,6 +164,7 @@ class LinesEmitter:
         taps = f.open_loop(self.tap0, self.tap1, 1, [("ptr", self.scratch["c"])])
         tap = self.left.part(f, coordinates(f, t.taps, taps.index))
         count = self._tabulate(sum_records(f, left, tap), slices.index, steps)
+        self._copy_left(count)
         self._multiply(count, first, taps.carried[0], taps.index)
         f.close_loop(taps, [f.offset(taps.carried[0], self.tap_bytes)])
         f.close_loop(slices)
@@ -165,7 +172,7 @@ class LinesEmitter:
     def _ahead(self, depth: str, whole: str) -> str:
         """How many elements further in A the next slice of k is, roughly."""
         f, strides = self.f, self.left.strides
-        far = f.mul(depth, strides[self.along])
+        far = f.mul(depth, strides[self.t.along])
         if not self.lines.axes:
             return far
         lines = f.mul(f.udiv(depth, self.line), strides[self.lines.axes[-1]])
@@ -174,7 +181,7 @@ class LinesEmitter:
     def _look_ahead(self, origin: Record, depth: str) -> None:
         """Where the next slice of B begins, and how many of its steps each row of tiles fetches."""
         f = self.f
-        step = self.right.strides[self.along]
+        step = self.right.strides[self.t.along]
         here, _ = self.right.locate(f, origin, self.right_k.read(f, "0")[0])
         far = f.add(self.col0, f.mul(depth, step))
         self.next_b = f.offset(here, f.mul(far, self.itemsize))
@@ -218,36 +225,39 @@ class LinesEmitter:
 
         A run that goes on where the last one ended, in both operands, prolongs it.
         """
-        f = self.f
+        f, t = self.f, self.t
         within = f.urem(start, self.line)
         coords = coordinates(f, self.lines, f.udiv(start, self.line))
         order = list(coords)
         count = self._ceildiv(f.add(within, steps), self.line)
-        slot = f.offset(self.scratch["lines"], -LINE_BYTES)
-        run = [("i64", x) for x in ("0", "-1", "-1", "0", "0", "0")]
+        slot = f.offset(self.scratch["lines"], -RUN_BYTES)
+        run = [("i64", x) for x in ("0", "-1", "-1", "0", "0", "0", "0")]
         carried = [("ptr", slot), ("i64", "0"), ("i64", within), *run]
         loop = f.open_loop(0, count, 1, [*carried, *(("i64", coords[a]) for a in order)])
-        slot, done, within, number, a_end, b_end, a_run, b_run, length = loop.carried[:9]
-        here = dict(zip(order, loop.carried[9:], strict=True))
+        slot, done, within, number, a_end, b_end, a_run, b_run, length, index = loop.carried[:10]
+        here = dict(zip(order, loop.carried[10:], strict=True))
         line = f.smin(f.sub(self.line, within), f.sub(steps, done))
         record = sum_records(f, origin, self.left.part(f, here))
         low, high = self._inside(record, within, f.add(within, line))
         inside = f.smax(f.sub(high, low), 0)
-        a = f.mul(f.add(record[0], f.mul(low, self.left.strides[self.along])), self.itemsize)
+        a = f.mul(f.add(record[0], f.mul(low, self.left.strides[self.t.along])), self.itemsize)
         b = f.mul(f.add(done, f.sub(low, within)), self.b_step)
         joins = self._both(f"icmp eq i64 {a}, {a_end}", f"icmp eq i64 {b}, {b_end}")
         joins = f.value(f"and i1 {joins}, {f.value(f'icmp ne i64 {number}, 0')}")
         empty = f.value(f"icmp eq i64 {inside}, 0")
-        goes_on = f.value(f"or i1 {joins}, {empty}")
+        goes_on = f.value(f"or i1 {joins}, {empty}") if t.copies != "margins" else empty
 
         def either(yes: str, no: str, which: str = goes_on) -> str:
             return f.value(f"select i1 {which}, i64 {yes}, i64 {no}")
 
         a_run, b_run = either(a_run, a), either(b_run, b)
+        if t.copies == "margins":
+            step = self.left.guards[t.margin].coefs[t.along]
+            index = either(index, f.add(record[1 + t.margin], f.mul(low, step)))
         length = f.add(inside, either(length, "0"))
-        moved = either("0", str(LINE_BYTES))
+        moved = either("0", str(RUN_BYTES))
         slot = f.value(f"getelementptr i8, ptr {slot}, i64 {moved}")
-        for i, word in enumerate((a_run, b_run, length)):
+        for i, word in enumerate((a_run, b_run, length, a_run, index)):
             f.emit(f"store i64 {word}, ptr {f.offset(slot, 8 * i)}, align 8")
         following = advanced(f, self.lines, here)
         f.close_loop(
@@ -262,6 +272,7 @@ class LinesEmitter:
                 a_run,
                 b_run,
                 length,
+                index,
                 *(following[x] for x in order),
             ],
         )
@@ -273,8 +284,10 @@ class LinesEmitter:
     def _inside(self, record: Record, low: str, high: str) -> tuple[str, str]:
         """The part of the steps from low to high of a line that all guards let pass."""
         f = self.f
-        for guard, at in zip(self.left.guards, record[1:], strict=True):
-            coef = guard.coefs.get(self.along)
+        for i, (guard, at) in enumerate(zip(self.left.guards, record[1:], strict=True)):
+            if self.t.copies == "margins" and i == self.t.margin:
+                continue
+            coef = guard.coefs.get(self.t.along)
             if coef is None:
                 inside = f.value(f"icmp ult i64 {at}, {guard.limit}")
                 high = f.value(f"select i1 {inside}, i64 {high}, i64 {low}")
@@ -284,6 +297,21 @@ class LinesEmitter:
             low = f.smax(low, self._ceildiv(below, coef))
             high = f.smin(high, self._ceildiv(left, coef))
         return low, high
+
+    def _copy_left(self, count: str) -> None:
+        """Copy the runs of a slice, if A is not read in place."""
+        f, t = self.f, self.t
+        self.low = f.smin(self.row0, f.sub(self.row_count, t.tile_rows))
+        if not t.copies:
+            return
+        zeros, located = self.scratch["zeros"], self.scratch["located"]
+        p = Packer(self.left, [], self.scalar, self.itemsize, t.lanes, zeros, located)
+        runs = (count, self.scratch["lines"])
+        if t.copies == "rows":
+            rows = (self.low, f.sub(self.row1, self.low))
+            copy_rows(f, p, runs, t, rows, self.scratch["a"])
+        else:
+            copy_margins(f, p, runs, t, f.dim(t.rows.extents[0]), self.scratch["a"])
 
     def _multiply(self, count: str, first: str, c: str, tap: str) -> None:
         """Run the register tile over the rows and columns of the block, at one tap.
@@ -298,23 +326,29 @@ class LinesEmitter:
             self.scalar,
             self.itemsize,
             self.itemsize,
-            self.a_step,
+            self.copy_step,
             self.b_step,
             self.c_row,
             half=t.half,
         )
-        lines = Lines(count, self.scratch["lines"], LINE_BYTES)
+        lines = Lines(count, self.scratch["lines"], RUN_BYTES)
         panel = f.mul(f.dim(t.depth), self.b_step)
         down = f.open_loop(self.row0, self.row1, t.tile_rows, [("ptr", c)])
         c = down.carried[0]
         row = f.smin(down.index, f.sub(self.row_count, t.tile_rows))
-        a = f.offset(self.left.base, f.mul(row, self.itemsize))
+        base, low = self.left.base, "0"
+        if t.copies:
+            base, low = self.scratch["a"], self.low if t.copies == "rows" else "0"
+        a = f.offset(base, f.mul(f.sub(row, low), self.itemsize))
+        if t.copies == "rows":
+            fetch_rows(f, self.left, (count, self.scratch["lines"]), t, row, self.ahead)
         across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", self.scratch["b"])])
         b = across.carried[0]
         at = f.offset(c, f.mul(across.index, self.itemsize))
         self._fetch_next(tap, down.index, across.index)
-        begins = f.value(f"icmp eq i64 {across.index}, 0")
-        shape = replace(shape, ahead=f.value(f"select i1 {begins}, i64 {self.ahead}, i64 0"))
+        if not t.copies:
+            begins = f.value(f"icmp eq i64 {across.index}, 0")
+            shape = replace(shape, ahead=f.value(f"select i1 {begins}, i64 {self.ahead}, i64 0"))
         emit_tile(f, shape, a, b, at, lines, first)
         f.close_loop(across, [f.offset(b, panel)])
         f.close_loop(down, [f.offset(c, t.tile_rows * self.c_row)])

@@ -12,12 +12,11 @@ Imports: targets, contract_access, contract_tiling, kernel, dims.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from graphc.backends.codegen.contract_access import Group, fused_axes, guarded
+from graphc.backends.codegen.contract_access import Group, fused_axes, guarded, linear
 from graphc.backends.codegen.contract_tiling import (
-    ALIKE,
     assumed,
     assumed_size,
     groups,
@@ -31,8 +30,20 @@ DEPTH = 64
 """Steps of k in a slice: what a row of tiles reads of A, and several panels of B, then stay in the
 L1 cache."""
 
-SHORTEST_SUM = 64
+FEWEST_ROWS = 4
+
+FAR_BYTES = 4096
+"""Steps of k so far apart or further are copied: each is in a page of its own.  Half of that is
+enough where more lies between them."""
+
+MARGIN_BYTES = 64 * 1024
+"""Most memory of a slice copied with margins."""
+
+SHORTEST_SUM = 32
 """Fewest steps of k for which setting up lines pays."""
+
+ALIKE = 0.94
+"""A register tile is preferred to the usual one where it costs less than this share."""
 
 MOST_TAPS = 512
 """Row axes that are not contiguous in A hold at most so many elements: setting up each costs."""
@@ -46,7 +57,11 @@ C_BYTES = 256 * 1024
 
 @dataclass(frozen=True)
 class LineTiling:
-    """The cut.  The row axes are `taps` followed by `rows`, which are contiguous in A."""
+    """The cut.  The row axes are `taps` followed by `rows`, which are contiguous in A.
+
+    `copies` says how A is copied (see contract_lines_copy), '' where it is read in place.  With
+    'margins' the first axis of `rows` has guard `margin` in common with the last axis of k.
+    """
 
     taps: Group
     rows: Group
@@ -57,11 +72,15 @@ class LineTiling:
     tile_rows: int
     tile_vectors: int
     half: bool  # the last vector of a tile has half the lanes
+    copies: str
+    margin: int
     block_taps: DimLike
     block_rows: DimLike
     block_cols: DimLike
     depth: DimLike
-    most: tuple[int, int, int, int]  # of the four above, that scratch memory is laid out for
+    room: DimLike  # elements that copies with margins take
+    most: tuple[int, int, int, int, int]  # of the five above, that scratch memory is laid out for
+    along: int  # the last axis of k
     swapped: bool
 
     @property
@@ -72,7 +91,8 @@ class LineTiling:
     def code(self) -> tuple[Any, ...]:
         """What a cut says besides numbers."""
         inner = len(self.rows.axes)
-        return ("lines", self.swapped, inner, self.tile_rows, self.tile_vectors, self.half)
+        tile = (self.tile_rows, self.tile_vectors, self.half)
+        return ("lines", self.swapped, inner, self.copies, self.margin, *tile)
 
 
 def line_tiling(c: Contraction, target: Target) -> LineTiling | None:
@@ -82,14 +102,14 @@ def line_tiling(c: Contraction, target: Target) -> LineTiling | None:
     if c.panel:
         return None
     for swapped in (False, True):
-        parts = _parts(c, swapped)
-        if parts is not None:
-            return _tiling(c, swapped, *parts, target)
+        form = _form(c, swapped)
+        if form is not None:
+            return _tiling(c, form, target)
     return None
 
 
 def line_cut(t: LineTiling) -> Cut:
-    return Cut(t.code, (t.block_taps, t.block_rows, t.block_cols, t.depth))
+    return Cut(t.code, (t.block_taps, t.block_rows, t.block_cols, t.depth, t.room))
 
 
 def line_block_count(c: Contraction, t: LineTiling) -> DimLike:
@@ -108,23 +128,57 @@ def _split(rows: Group, inner: int) -> tuple[Group, Group]:
     return Group(rows.axes[:at], rows.extents[:at]), Group(rows.axes[at:], rows.extents[at:])
 
 
-def _parts(c: Contraction, swapped: bool) -> tuple[Group, Group, Group, Access, Access] | None:
-    """Taps, rows and columns with the operands, if the contraction has the form."""
+@dataclass(frozen=True)
+class _Form:
+    """A contraction seen as taps, rows and columns."""
+
+    swapped: bool
+    taps: Group
+    rows: Group
+    cols: Group
+    left: Access
+    right: Access
+    along: int
+    copies: str = ""
+    margin: int = 0
+
+
+def _form(c: Contraction, swapped: bool) -> _Form | None:
+    """The contraction with rows read in place, if it has the form."""
     rows, cols, left, right = _sides(c, swapped)
     k = groups(c)[3]
     if not c.stores or not k.axes or assumed_size(k) < SHORTEST_SUM:
         return None
     inner = fused_axes(left, rows)
-    if inner == 0 or not cols.axes or fused_axes(right, cols) < len(cols.axes) or guarded(right):
+    if not cols.axes or fused_axes(right, cols) < len(cols.axes) or guarded(right):
         return None
     if fused_axes(c.stores[0].access, cols) < len(cols.axes):
         return None
     taps, rows = _split(rows, inner)
     if not isinstance(rows.size, int) or not isinstance(taps.size, int):
         return None
-    if rows.size < 4 or taps.size > MOST_TAPS or not _by_lines(left, k):
+    if taps.size > MOST_TAPS or not _by_lines(left, k):
         return None
-    return taps, rows, cols, left, right
+    return _Form(swapped, taps, rows, cols, left, right, k.axes[-1])
+
+
+def _with_margins(form: _Form) -> _Form | None:
+    """The same with the taps along a line as rows, if they can be."""
+    if not form.taps.axes:
+        return None
+    tap, width = form.taps.axes[-1], form.rows.size
+    for i, term in enumerate(guarded(form.left)):
+        coefs = dict(term.axes)
+        step = coefs.get(form.along)
+        if coefs.get(tap) != 1 or term.stride != width or not isinstance(step, int):
+            continue
+        if linear(form.left, tap) != width:
+            continue
+        taps, extents = form.taps.axes[:-1], form.taps.extents
+        rows = Group((tap, *form.rows.axes), (extents[-1], *form.rows.extents))
+        outer = Group(taps, extents[:-1])
+        return replace(form, taps=outer, rows=rows, copies="margins", margin=i)
+    return None
 
 
 def _by_lines(left: Access, k: Group) -> bool:
@@ -140,41 +194,86 @@ def _by_lines(left: Access, k: Group) -> bool:
 
 def _carried(c: Contraction, cut: Cut, target: Target) -> LineTiling:
     """The tiling that a kernel carries."""
-    _, swapped, inner, tile_rows, vectors, half = cut.code
+    _, swapped, inner, copies, margin, tile_rows, vectors, half = cut.code
     rows, cols, left, right = _sides(c, swapped)
     taps, rows = _split(rows, inner)
-    lanes = target.lanes(c.dtype.itemsize)
+    tile = (target.lanes(c.dtype.itemsize), tile_rows, vectors, half)
+    block_taps, block_rows, block_cols, depth, room = cut.numbers
+    blocks = (block_taps, block_rows, block_cols, depth, room)
     most: Any = cut.most or cut.numbers
-    tile = (lanes, tile_rows, vectors, half)
-    block_taps, block_rows, block_cols, depth = cut.numbers
-    blocks = (block_taps, block_rows, block_cols, depth)
-    return LineTiling(taps, rows, cols, left, right, *tile, *blocks, most, swapped)
+    rest = (most, groups(c)[3].axes[-1], swapped)
+    return LineTiling(taps, rows, cols, left, right, *tile, copies, margin, *blocks, *rest)
 
 
-def _tiling(
-    c: Contraction,
-    swapped: bool,
-    taps: Group,
-    rows: Group,
-    cols: Group,
-    left: Access,
-    right: Access,
-    target: Target,
-) -> LineTiling:
+def _tiling(c: Contraction, form: _Form, target: Target) -> LineTiling | None:
+    """The best of the ways to read A."""
     itemsize = c.dtype.itemsize
     lanes = target.lanes(itemsize)
-    high, vectors, half = _register_tile(assumed_size(rows), cols.size, lanes, target)
-    sizes = (assumed_size(taps), assumed_size(rows), assumed_size(cols))
+    line = assumed(c.axes[form.along])
+    found: list[tuple[float, int, _Form, tuple[int, int, bool], int]] = []
+    in_place = _copied_rows(form, itemsize)
+    for choice in (in_place, _with_margins(form)):
+        if choice is None or assumed_size(choice.rows) < FEWEST_ROWS:
+            continue
+        cost, high, vectors, half = _register_tile(
+            assumed_size(choice.rows), choice.cols.size, lanes, target
+        )
+        room = _margin_room(choice, line)
+        if room * itemsize > MARGIN_BYTES:
+            continue
+        cost = cost * assumed_size(choice.taps) * (1.1 if room else 1.0)
+        found.append((cost, len(found), choice, (high, vectors, half), room))
+    if not found:
+        return None
+    _, _, form, (high, vectors, half), room = min(found, key=lambda x: x[:2])
+    sizes = (assumed_size(form.taps), assumed_size(form.rows), assumed_size(form.cols))
     k = assumed_size(groups(c)[3])
     blocks = _block(sizes, k, high, vectors * lanes, itemsize, math.prod(map(assumed, c.batch)))
-    most = (*blocks, DEPTH)
+    most = (*blocks, DEPTH, room)
     return LineTiling(
-        taps, rows, cols, left, right, lanes, high, vectors, half, *most, most, swapped
+        form.taps,
+        form.rows,
+        form.cols,
+        form.left,
+        form.right,
+        lanes,
+        high,
+        vectors,
+        half,
+        form.copies,
+        form.margin,
+        *most,
+        most,
+        form.along,
+        form.swapped,
     )
 
 
-def _register_tile(rows: int, cols: DimLike, lanes: int, target: Target) -> tuple[int, int, bool]:
-    """Rows and vectors of the tile that wastes least, and whether its last vector is halved."""
+def _copied_rows(form: _Form, itemsize: int) -> _Form:
+    """With rows copied, if the steps of k lie far apart."""
+    step = linear(form.left, form.along)
+    if not isinstance(step, int):
+        return form
+    gaps = step > assumed_size(form.rows)
+    far = step * itemsize >= (FAR_BYTES // 2 if gaps else FAR_BYTES)
+    return replace(form, copies="rows") if far else form
+
+
+def _margin_room(form: _Form, line: int) -> int:
+    """Elements that a slice takes with its margins; 0 if it is copied without."""
+    if form.copies != "margins":
+        return 0
+    term = guarded(form.left)[form.margin]
+    step, width = dict(term.axes)[form.along], term.stride
+    assert isinstance(step, int) and isinstance(width, int)
+    runs = DEPTH // max(line, 1) + 2
+    return (DEPTH * step + runs * assumed(form.rows.extents[0])) * width + 64
+
+
+def _register_tile(
+    rows: int, cols: DimLike, lanes: int, target: Target
+) -> tuple[float, int, int, bool]:
+    """The tile that wastes least: its cost, rows and vectors, and whether the last is halved."""
     best = (float("inf"), 1, 1, False)
     needed = max(-(-assumed(cols) // lanes), 1)
     for vectors in (2, 3, 4, 1):
@@ -187,12 +286,12 @@ def _register_tile(rows: int, cols: DimLike, lanes: int, target: Target) -> tupl
         for high in range(min(tallest, rows), 0, -1):
             padded = -(-rows // high) * high * wide
             loads = 1 + 0.12 / vectors + 0.2 / high
-            idle = max(4 / (high * vectors), 1)  # chains that hide the latency
+            idle = max(8 / (high * vectors), 1)  # chains that hide the latency
             issue = max((vectors + high) / (high * vectors), 1)  # loads per multiply-add
             cost = padded * loads * max(idle, issue)
-            if cost < best[0] * ALIKE:
+            if cost < best[0] * ALIKE:  # else the tile of most, so that they share code
                 best = (cost, high, vectors, half)
-    return best[1:]
+    return best
 
 
 def _block(
@@ -212,12 +311,12 @@ def _block(
             blocks = batch * parts * -(-taps // t) * -(-down // r)
             tiles = t * r
             # multiply-adds, reading A and packing B
-            work = k * (tiles * high * w / 16 + w + r * high / 2)
+            work = k * (tiles * high * w / 16 + 1.25 * w + r * high)
             # lists of runs, sums to and fro, epilogue
             work += (
                 k / DEPTH * (tiles * (high * w / 2 + 20) + t * 500) + tiles * high * w / 4 + 2000
             )
-            waits = 4 * ((blocks + 2) // 2) + 4 * ((blocks + 4) // 4)  # of 2 or 4 cores
+            waits = 4 * ((blocks + 1) // 2 + 0.5) + 4 * ((blocks + 3) // 4 + 0.5)  # of 2, 4 cores
             cost = work * (3 * blocks + waits)
             if cost < best[0]:
                 best = (cost, t, r * high, w)

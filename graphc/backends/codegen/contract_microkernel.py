@@ -71,8 +71,8 @@ class Runs:
 
 @dataclass(frozen=True)
 class Lines:
-    """Steps of k in runs that may lie anywhere: `count` records, `stride` bytes apart, of three
-    i64: byte offsets of the run in A and in B, and its number of steps."""
+    """Steps of k in runs that may lie anywhere: `count` records, `stride` bytes apart, that begin
+    with three i64: byte offsets of the run in A and in B, and its number of steps."""
 
     count: str
     records: str
