@@ -59,12 +59,14 @@ def block_in_place(
     tile_rows: int,
     tile_cols: int,
     slice_depth: int,
+    run: int,
     itemsize: int,
 ) -> tuple[int, int, int]:
     """Rows, columns and depth of a block whose rows are read in place.
 
     All of k at once where packed columns of that depth stay in the L2 cache: sums then go from
-    registers to the epilogue.
+    registers to the epilogue.  Of a row, `run` elements are its own: those of other taps are rows
+    of other tiles too.
     """
     rows, cols, depth = sizes
     best = (float("inf"), tile_rows, tile_cols, slice_depth)
@@ -84,10 +86,11 @@ def block_in_place(
             for down in _parts(tallest, limit):
                 r = -(-tallest // down) * tile_rows
                 blocks = -(-rows // r) * across
-                work = depth * (r * w / 16 + 0.7 * w) + r * (w / 4 + 8 + depth / 32) + 2000
+                work = depth * (r * w / 16 + 0.7 * w) + r * (w / 4 + 8 + run / 3) + 2000
                 if not whole:
                     work += r * w * -(-depth // deep) / 8
-                cost = work * (3 * blocks + 4 * ((blocks + 1) // 2) + 4 * ((blocks + 3) // 4))
+                # as `block` does; and a core that is busy otherwise is waited for
+                cost = work * (3 * blocks + 4 * ((blocks + 1) // 2) + 4 * ((blocks + 3) // 4) + 2)
                 if cost < best[0]:
                     best = (cost, r, w, deep)
     return best[1], best[2], best[3]

@@ -231,8 +231,9 @@ def tile(c: Contraction, target: Target) -> Tiling:
     sizes = (assumed_size(rows), assumed_size(cols), assumed_size(k))
     if in_place:
         pack_left = Packing("direct", pack_left.fused)
+        run = assumed(run_length(left, k))
         block_rows, block_cols, depth = block_in_place(
-            k.size, sizes, tile_rows, vectors * lanes, depth, c.dtype.itemsize
+            k.size, sizes, tile_rows, vectors * lanes, depth, run, c.dtype.itemsize
         )
         whole = isinstance(k.size, int) and k.size <= depth
         few = -(-IN_PLACE_ROWS // tile_rows) * tile_rows
@@ -320,16 +321,18 @@ def _register_tile(rows: int, cols: DimLike, lanes: int, target: Target) -> tupl
     for vectors in (2, 3, 4, 1):
         if vectors > len(target.rows) or vectors > vectors_needed:
             continue
-        tallest = target.rows[vectors - 1]
-        tiles = max(-(-rows // tallest), 1)
-        height = max(-(-rows // tiles), 1)
         wide = -(-vectors_needed // vectors) * vectors - 0.5 * _half(cols, vectors, lanes)
-        padded = tiles * height * wide
-        loads = 1 + 0.12 / vectors + 0.2 / height
-        idle = max(4 / (height * vectors), 1)  # chains that hide the latency
-        cost = padded * loads * idle
-        if cost < best[0] * ALIKE:  # else the tile of most contractions, so that they share code
-            best = (cost, height, vectors)
+        tallest = target.rows[vectors - 1]
+        for most in range(tallest, max(tallest - 2, 0), -1):
+            tiles = max(-(-rows // most), 1)
+            height = max(-(-rows // tiles), 1)
+            sums = height * vectors
+            loads = 1 + 0.12 / vectors + 0.2 / height
+            bound = max(8 / sums, (height + vectors) / sums, 1)  # by latency, and by loads
+            cost = tiles * height * wide * loads * bound
+            # else the tile of most contractions, so that they share code
+            if cost < best[0] * ALIKE:
+                best = (cost, height, vectors)
     return best[1], best[2]
 
 
