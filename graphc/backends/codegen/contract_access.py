@@ -63,6 +63,20 @@ def fused_axes(access: Access, group: Group) -> int:
     return count
 
 
+def window_axes(access: Access, group: Group) -> int:
+    """How many trailing axes of a group form one run in memory, of which a guard of the first axis
+    leaves a part that is itself a run: (kw, channels) of a window; 0 if none do so."""
+    fused = fused_axes(access, group)
+    if fused == len(group.axes):
+        return 0
+    axis, extents = group.axes[-1 - fused], group.extents[len(group.axes) - fused :]
+    terms = [t for t in guarded(access) if any(a == axis for a, _ in t.axes)]
+    if len(terms) != 1 or terms[0].div != 1 or linear(access, axis) != product(extents):
+        return 0
+    moved = {a: c for a, c in terms[0].axes if a in group.axes}
+    return fused + 1 if moved == {axis: 1} else 0
+
+
 def run_length(access: Access, group: Group) -> DimLike:
     """Elements in the contiguous run that `fused_axes` trailing axes make."""
     count = fused_axes(access, group)
@@ -193,6 +207,7 @@ class Table:
             group.axes[: len(group.axes) - fused], group.extents[: len(group.axes) - fused]
         )
         self.run: str = "1"
+        self.extent = f.dim(group.extents[-fused]) if fused else "1"
         for extent in group.extents[len(group.axes) - fused :]:
             self.run = f.mul(self.run, f.smax(f.dim(extent), 1))
         self.memory = memory

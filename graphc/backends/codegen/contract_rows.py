@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from graphc.backends.codegen.contract_access import (
     Group,
+    Guard,
     Operand,
     Record,
     Table,
@@ -23,8 +24,11 @@ from graphc.backends.codegen.contract_microkernel import (
     Tile,
     add_products,
     initial_sums,
+    lanes_below,
+    masked_load,
     store_sums,
     typed_sums,
+    vector_type,
 )
 from graphc.backends.codegen.text import FunctionText, float_literal
 
@@ -36,12 +40,13 @@ UNROLL = 4
 
 @dataclass(frozen=True)
 class RowScratch:
-    """Memory of the tables: addresses by run, runs needed; and as many zeros as a run may have
-    elements."""
+    """Memory of the tables: addresses by run, runs needed; as many zeros as a run may have
+    elements; and runs that are cut."""
 
     addresses: str
     needed: str
     zeros: str
+    cut: str
 
 
 def table_slots(tile_rows: int) -> int:
@@ -53,31 +58,40 @@ class RowsInPlace:
     """The rows of register tiles as they lie in memory; `k` tabulates the runs of a slice."""
 
     def __init__(
-        self, f: FunctionText, operand: Operand, rows: Group, k: Table, memory: RowScratch
+        self,
+        operand: Operand,
+        rows: Group,
+        k: Table,
+        memory: RowScratch,
+        window: int | None,
     ) -> None:
         self.operand, self.rows, self.k, self.memory = operand, rows, k, memory
         self.guards = operand.guards
+        # the guard that may cut a run, being of its first axis
+        self.cutting = next((g for g in self.guards if window in g.coefs), None)
 
-    def locate(
-        self, f: FunctionText, tile_rows: int, origin: Record, first: str, left: str
-    ) -> None:
+    def locate(self, f: FunctionText, t: Tile, origin: Record, first: str, left: str) -> None:
         """Tabulate the rows of a tile from the row numbered `first` on, `left` of which exist."""
-        n = table_slots(tile_rows)
+        n = table_slots(t.rows)
         wide, base = f"<{n} x i64>", self.operand.base
         words = self._words(f, n, first)
         # negative where a row does not exist, then where it lies outside
         missing = f.value(f"sub {wide} {f.splat('i64', f.sub(left, 1), n)}, {_numbers(n, 'i64')}")
-        ends = [f.splat("i64", f.sub(guard.limit, 1), n) for guard in self.guards]
+        ends = [f.splat("i64", f.sub(g.limit, self._length(g)), n) for g in self.guards]
         zeros = f.splat("ptr", self.memory.zeros, n)
-        start = [("ptr", self.memory.addresses), ("ptr", self.memory.needed)]
-        runs = f.open_loop(0, self.k.rows, 1, start)
-        addresses, needed = runs.carried
+        starts = [self.memory.addresses, self.memory.needed, self.memory.cut]
+        runs = f.open_loop(0, self.k.rows, 1, [("ptr", p) for p in starts])
+        addresses, needed, cut = runs.carried
         record = sum_records(f, origin, self.k.read(f, runs.index)[0])
-        outside = missing
-        for word, moved, end in zip(words[1:], record[1:], ends, strict=True):
+        outside, edges = missing, []
+        for guard, word, moved, end in zip(self.guards, words[1:], record[1:], ends, strict=True):
             at = f.value(f"add {wide} {word}, {f.splat('i64', moved, n)}")
             beyond = f.value(f"sub {wide} {end}, {at}")
-            outside = f.value(f"or {wide} {outside}, {f.value(f'or {wide} {at}, {beyond}')}")
+            either = f.value(f"or {wide} {at}, {beyond}")
+            if guard is self.cutting:
+                edges = [at, either]
+            else:
+                outside = f.value(f"or {wide} {outside}, {either}")
         moved = f.splat("i64", f.mul(record[0], self.operand.itemsize), n)
         offsets = f.value(f"add {wide} {words[0]}, {moved}")
         found = f.value(f"getelementptr i8, ptr {base}, {wide} {offsets}")
@@ -88,7 +102,57 @@ class RowsInPlace:
             none = f.call("i64", f"llvm.vector.reduce.and.v{n}i64", (wide, outside))
             some = f.value(f"icmp sgt i64 {none}, -1")
             f.emit(f"store i8 {f.value(f'zext i1 {some} to i8')}, ptr {needed}")
-        f.close_loop(runs, [f.offset(addresses, 8 * n), f.offset(needed, 1)])
+        if edges:
+            exists = f.value(f"xor {wide} {outside}, splat (i64 -1)")
+            edges[1] = f.value(f"and {wide} {edges[1]}, {exists}")
+            cut = self._cut(f, t, addresses, edges[0], edges[1], cut)
+        f.close_loop(runs, [f.offset(addresses, 8 * n), f.offset(needed, 1), cut])
+
+    def _length(self, guard: Guard) -> str:
+        """How many steps of what is guarded a run covers."""
+        return self.k.extent if guard is self.cutting else "1"
+
+    def _cut(
+        self, f: FunctionText, t: Tile, addresses: str, at: str, edges: str, memory: str
+    ) -> str:
+        """Copy the runs of the rows that a guard cuts, with zeros where they lie outside.
+
+        Of each row of the tile `at` is the first index along the guarded axis, and `edges` is
+        negative where it is to be copied.  Returns where the next run goes.
+        """
+        n, run = table_slots(t.rows), self.k.run
+        wide = f"<{n} x i64>"
+        pitch = f.mul(f.add(run, t.lanes), t.itemsize)
+        some = f.call("i64", f"llvm.vector.reduce.or.v{n}i64", (wide, edges))
+        copy, after = f.fresh("copy"), f.fresh("after")
+        f.branch_if(f.value(f"icmp slt i64 {some}, 0"), copy, after)
+        f.label(copy)
+        unit = f.udiv(run, self.k.extent)
+        limit = self.cutting.limit if self.cutting else "0"
+        loop = f.open_loop(0, t.rows, 1, [("ptr", addresses), ("ptr", memory)])
+        slot, to = loop.carried
+        first, edge = (f.value(f"extractelement {wide} {x}, i64 {loop.index}") for x in (at, edges))
+        yes, no = f.fresh("yes"), f.fresh("no")
+        f.branch_if(f.value(f"icmp slt i64 {edge}, 0"), yes, no)
+        f.label(yes)
+        source = f.value(f"load ptr, ptr {slot}, align 8")
+        f.emit(f"store ptr {to}, ptr {slot}, align 8")
+        begin = f.mul(f.smax(f.sub("0", first), 0), unit)
+        end = f.mul(f.smin(f.sub(limit, first), self.k.extent), unit)
+        part = f.open_loop(0, run, t.lanes)
+        low, high = (lanes_below(f, t, f.sub(x, part.index)) for x in (begin, end))
+        none = f"<{t.lanes} x i1> zeroinitializer"
+        mask = f.value(f"select <{t.lanes} x i1> {low}, {none}, <{t.lanes} x i1> {high}")
+        moved = f.mul(part.index, t.itemsize)
+        x = masked_load(f, t, f.offset(source, moved), mask)
+        f.emit(f"store {vector_type(t)} {x}, ptr {f.offset(to, moved)}, align {t.itemsize}")
+        f.close_loop(part)
+        f.branch(no)
+        f.label(no)
+        f.close_loop(loop, [f.offset(slot, 8), f.offset(to, pitch)])
+        f.branch(after)
+        f.label(after)
+        return f.offset(memory, f.mul(pitch, t.rows))
 
     def _words(self, f: FunctionText, n: int, first: str) -> list[str]:
         """What n rows from one on add to records, a vector for each word, the first in bytes.

@@ -18,6 +18,7 @@ from graphc.backends.codegen.contract_access import (
     guarded,
     guards_axis,
     run_length,
+    window_axes,
 )
 from graphc.backends.codegen.contract_blocks import DEPTH, block, block_in_place
 from graphc.backends.codegen.targets import Target
@@ -47,8 +48,14 @@ SKIPPED_SHARE = 0.1
 ALIKE = 0.98
 """A register tile is preferred to the usual one where it costs less than this share."""
 
-IN_PLACE_RUN = 8
+IN_PLACE_RUN = 4
 """Fewest elements of a run along k for rows to be read in place."""
+
+LEAST_WINDOW, MOST_WINDOW = 3, 64
+"""Elements of the rows of a window that are read in place, being cut at edges."""
+
+MOST_CUT = 1024
+"""Elements of a window of such rows."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class Room(NamedTuple):
     runs: int  # of k in A, in a slice
     sums: int  # rows of C
     packed: int  # elements of packed B
+    cut: int  # elements of A in a tile of rows whose runs guards may cut
 
 
 @dataclass(frozen=True)
@@ -212,7 +220,8 @@ def tile(c: Contraction, target: Target) -> Tiling:
         tile_rows = max(-(-assumed_size(rows) // tiles), 1)
     half = _half(cols.size, vectors, lanes)
     pack_left = _packing(left, rows, k, broadcast=True)
-    in_place = _rows_lie_in_runs(left, pack_left, k) and not _reads_in_place(right, rows, cols, k)
+    in_runs = _axes_in_runs(left, rows, k)
+    in_place = in_runs > 0 and not _reads_in_place(right, rows, cols, k)
     skips = _needed_share(c, left, rows, k) < 1 and not in_place
     if skips:
         rows = _guards_first(left, rows)
@@ -227,10 +236,10 @@ def tile(c: Contraction, target: Target) -> Tiling:
             few_rows = ((1, vectors), (min(IN_PLACE_ROWS, tile_rows), vectors))
         elif _lies_in_vectors(right, cols, k):
             few_rows = ((1, 4), (min(IN_PLACE_ROWS, tile_rows), 2))
-    depth = _depth(k, pack_left.fused if skips or in_place else 0)
+    depth = _depth(k, in_runs if in_place else pack_left.fused if skips else 0)
     sizes = (assumed_size(rows), assumed_size(cols), assumed_size(k))
     if in_place:
-        pack_left = Packing("direct", pack_left.fused)
+        pack_left = Packing("direct", in_runs)
         run = assumed(run_length(left, k))
         block_rows, block_cols, depth = block_in_place(
             k.size, sizes, tile_rows, vectors * lanes, depth, run, c.dtype.itemsize
@@ -238,11 +247,16 @@ def tile(c: Contraction, target: Target) -> Tiling:
         whole = isinstance(k.size, int) and k.size <= depth
         few = -(-IN_PLACE_ROWS // tile_rows) * tile_rows
         runs, sums = _runs(k, pack_left.fused, depth), max(few, tile_rows if whole else block_rows)
-        room = Room(few, block_cols, depth, runs, sums, 0 if c.panel else block_cols * depth)
+        cut = 0
+        if guards_axis(left, k.axes[-in_runs]):
+            whole_k = assumed(k.size)
+            cut = tile_rows * (whole_k + lanes * runs)
+        slices = 0 if c.panel else block_cols * depth
+        room = Room(few, block_cols, depth, runs, sums, slices, cut)
     else:
         block_rows, block_cols = block(*sizes, tile_rows, vectors * lanes, depth, c.dtype.itemsize)
         slices = 0 if c.panel else block_cols * depth
-        room = Room(block_rows, block_cols, depth, depth, block_rows, slices)
+        room = Room(block_rows, block_cols, depth, depth, block_rows, slices, 0)
     return Tiling(
         rows,
         cols,
@@ -412,12 +426,21 @@ def _depth(k: Group, fused: int) -> int:
     return max(-(-steps // unit) * unit, 4)
 
 
-def _rows_lie_in_runs(left: Access, packing: Packing, k: Group) -> bool:
-    """Whether rows of the left operand can be read in place: in long enough runs along k."""
-    if packing.mode != "rows" or packing.fused == 0 or any(t.div != 1 for t in guarded(left)):
-        return False
-    whole = packing.fused == len(k.axes)
-    return whole or assumed(product(k.extents[len(k.extents) - packing.fused :])) >= IN_PLACE_RUN
+def _axes_in_runs(left: Access, rows: Group, k: Group) -> int:
+    """How many trailing axes of k make runs, long enough for rows to be read in place; 0 if none.
+
+    A run may be cut by a guard, see `window_axes`, if windows are small and known.
+    """
+    if any(t.div != 1 for t in guarded(left)):
+        return 0
+    fused = fused_axes(left, k)
+    if fused and (fused == len(k.axes) or assumed(run_length(left, k)) >= IN_PLACE_RUN):
+        return fused
+    wide = window_axes(left, k)
+    run = product(k.extents[len(k.extents) - wide :])
+    known = isinstance(run, int) and isinstance(k.size, int) and isinstance(rows.size, int)
+    small = known and LEAST_WINDOW <= assumed(run) <= MOST_WINDOW and assumed(k.size) <= MOST_CUT
+    return wide if small else 0
 
 
 def _runs(k: Group, fused: int, depth: int) -> int:

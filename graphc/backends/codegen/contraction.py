@@ -113,8 +113,9 @@ class _Emitter:
         along_rows, along_cols = t.pack_left.mode == "panels", t.pack_right.mode != "transpose"
         self.left_tables = self._tables(self.left, t.rows, t.pack_left, along_rows, "left")
         self.right_tables = self._tables(self.right, t.cols, t.pack_right, along_cols, "right")
-        tables = RowScratch(*(self.scratch[n] for n in ("runs", "needed", "zeros")))
-        self.in_place = RowsInPlace(f, self.left, t.rows, self.left_tables[1], tables)
+        window = self.k.axes[-t.pack_left.fused] if t.pack_left.mode == "direct" else None
+        tables = RowScratch(*(self.scratch[n] for n in ("runs", "needed", "zeros", "cut")))
+        self.in_place = RowsInPlace(self.left, t.rows, self.left_tables[1], tables, window)
 
     # ---- scratch memory
 
@@ -147,6 +148,7 @@ class _Emitter:
             "square": t.lanes * t.lanes * size,
             "a": rows // t.tile_rows * most_a + slack,
             "b": t.most.packed * size + slack,
+            "cut": t.most.cut * size,
             "c": t.most.sums * self.c_row,
             "left free": 8 * left_words * rows,
             "left k": 8 * left_words * t.most.runs,
@@ -271,7 +273,7 @@ class _Emitter:
         c = down.carried[0]
         left = f.sub(self.rows, down.index)
         first_row = f.add(self.row0, down.index)
-        self.in_place.locate(f, t.tile_rows, origin, first_row, left)
+        self.in_place.locate(f, shape, origin, first_row, left)
         across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", b)])
         at = f.offset(c, f.mul(across.index, self.itemsize))
         self.in_place.multiply(f, shape, across.carried[0], at, first)
