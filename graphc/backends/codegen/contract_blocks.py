@@ -61,12 +61,13 @@ def block_in_place(
     slice_depth: int,
     run: int,
     itemsize: int,
+    packed: bool,
 ) -> tuple[int, int, int]:
     """Rows, columns and depth of a block whose rows are read in place.
 
     All of k at once where packed columns of that depth stay in the L2 cache: sums then go from
     registers to the epilogue.  Of a row, `run` elements are its own: those of other taps are rows
-    of other tiles too.
+    of other tiles too.  B may be `packed` already.
     """
     rows, cols, depth = sizes
     best = (float("inf"), tile_rows, tile_cols, slice_depth)
@@ -86,7 +87,11 @@ def block_in_place(
             for down in _parts(tallest, limit):
                 r = -(-tallest // down) * tile_rows
                 blocks = -(-rows // r) * across
-                work = depth * (r * w / 16 + 0.7 * w) + r * (w / 4 + 8 + run / 3) + 2000
+                work = (
+                    depth * (r * w / 16 + (0.3 if packed else 0.7) * w)
+                    + r * (w / 4 + 8 + run / 3)
+                    + 2000
+                )
                 if not whole:
                     work += r * w * -(-depth // deep) / 8
                 # as `block` does; and a core that is busy otherwise is waited for

@@ -242,7 +242,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         pack_left = Packing("direct", in_runs)
         run = assumed(run_length(left, k))
         block_rows, block_cols, depth = block_in_place(
-            k.size, sizes, tile_rows, vectors * lanes, depth, run, c.dtype.itemsize
+            k.size, sizes, tile_rows, vectors * lanes, depth, run, c.dtype.itemsize, c.panel > 0
         )
         whole = isinstance(k.size, int) and k.size <= depth
         few = -(-IN_PLACE_ROWS // tile_rows) * tile_rows
