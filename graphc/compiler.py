@@ -35,20 +35,23 @@ def plan_cpu(
     trace: Trace | None = None,
     budget: Budget | None = None,
     keep: bool = True,
+    fast_math: bool = False,
 ) -> tuple[Plan, Program]:
     """The plan of a program for the CPU, and the program as it was lowered.
 
-    keep  whether values may stay between runs
+    keep       whether values may stay between runs
+    fast_math  whether the program may be computed as if its numbers were real
     Both depend on the budget: on its bytes and on its sizes.  Raises MemoryBudgetError.
     """
-    return build_plan(optimize(program, trace=trace), blocks_of, trace, budget, cut_of, keep)
+    optimized = optimize(program, trace=trace, fast_math=fast_math)
+    return build_plan(optimized, blocks_of, trace, budget, cut_of, keep, fast_math)
 
 
 def compile_cpu(
-    program: Program, budget: Budget | None = None, keep: bool = True
+    program: Program, budget: Budget | None = None, keep: bool = True, fast_math: bool = False
 ) -> tuple[Executable, Program]:
     """Native code for a program, and the program as it was lowered; see `plan_cpu`."""
     from graphc.backends.llvm.executable import compile_plan
 
-    plan, lowered = plan_cpu(program, budget=budget, keep=keep)
+    plan, lowered = plan_cpu(program, budget=budget, keep=keep, fast_math=fast_math)
     return compile_plan(plan), lowered

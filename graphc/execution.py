@@ -153,6 +153,7 @@ class Entry:
         device: str,
         guard: bool = False,
         budget: int | None = None,
+        fast_math: bool = False,
     ) -> None:
         if budget is not None and device == "reference":
             raise GraphTypeError("memory_budget needs a compiled device, not 'reference'")
@@ -160,6 +161,7 @@ class Entry:
         self.device = device
         self.guard = guard
         self.budget = budget
+        self.fast_math = fast_math
         self._by_rank: dict[tuple[int, ...], _Ranked] = {}
         self._bound: dict[tuple[tuple[int, ...], ...], tuple[Compiled, Sizes]] = {}
         self._lock = new_lock()
@@ -253,7 +255,7 @@ class Entry:
     def _new_plan(self, ranked: _Ranked, outcome: tuple[Any, ...], sizes: Sizes) -> Compiled:
         """Code for an outcome: out of the cache on disk, or compiled and put there."""
         known = substitution(ranked.meetings, outcome)
-        kept = ranked.keyed.plan(outcome, self.guard) if ranked.keyed is not None else None
+        kept = ranked.keyed.plan(outcome, self._settings) if ranked.keyed is not None else None
         if kept is not None:
             count("plans_loaded")
             ids = tuple(v.node.id for v in kept.variables)
@@ -263,7 +265,7 @@ class Entry:
             )
         compiled = self._compile(specialise(ranked.program, known), sizes)
         if ranked.keyed is not None and compiled.program is not None:
-            ranked.keyed.keep_plan(outcome, self.guard, compiled.executable, compiled.program)
+            ranked.keyed.keep_plan(outcome, self._settings, compiled.executable, compiled.program)
         return compiled
 
     def _noted(self, timer: Timer, ranked: _Ranked, outcome: tuple[Any, ...]) -> None:
@@ -294,6 +296,11 @@ class Entry:
                 kept.keep_facts(facts)
         return _Ranked(source, kept, *facts, reason)
 
+    @property
+    def _settings(self) -> tuple[bool, bool]:
+        """What makes another plan of the same program: the NaN guard, fast mathematics."""
+        return self.guard, self.fast_math
+
     def _keyed(self, source: Program | LateProgram) -> Keyed | None:
         """What is kept on disk of a program for this device."""
         if self.device != "cpu" or self.budget is not None:
@@ -309,7 +316,7 @@ class Entry:
         guarded = program if self.guard else None
         if self.guard:
             program = nan_guard.guard(program)
-        compiler = COMPILERS[self.device]
+        compiler = functools.partial(COMPILERS[self.device], fast_math=self.fast_math)
         if self.budget is not None:  # what is compiled depends on it, so a cache's key must too
             compiler = functools.partial(compiler, budget=Budget(self.budget, sizes))
         if has_host_calls(program) and self.device != "reference":
@@ -395,7 +402,7 @@ def native_entry(
 
 
 def _cpu(
-    program: Program, budget: Budget | None = None, keep: bool = True
+    program: Program, budget: Budget | None = None, keep: bool = True, fast_math: bool = False
 ) -> tuple[Executable, Program]:
     from graphc.backends.llvm.entry_function import begin_native_function
 
@@ -403,11 +410,11 @@ def _cpu(
 
     from graphc.compiler import compile_cpu  # the passes take a while to import
 
-    return compile_cpu(program, budget, keep)
+    return compile_cpu(program, budget, keep, fast_math)
 
 
 def _reference(
-    program: Program, budget: Budget | None = None, keep: bool = True
+    program: Program, budget: Budget | None = None, keep: bool = True, fast_math: bool = False
 ) -> tuple[Executable, Program]:
     return ReferenceExecutable(program), program
 
@@ -416,7 +423,8 @@ COMPILERS: dict[str, Callable[..., tuple[Executable, Program]]] = {
     "reference": _reference,
     "cpu": _cpu,
 }
-"""device -> (program, budget=None, keep=True -> executable, the program it runs).
+"""device -> (program, budget=None, keep=True, fast_math=False -> executable, the program it runs).
 
-keep  whether what it makes of variables alone may stay between runs
+keep       whether what it makes of variables alone may stay between runs
+fast_math  whether it may compute as if numbers were real
 """

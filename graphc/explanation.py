@@ -95,6 +95,7 @@ def explain(
     memory_budget: int | str | None = None,
     sizes: Mapping[Any, Any] | None = None,
     compile: bool = False,
+    fast_math: bool = False,
 ) -> Explanation:
     """How `fetches` would be compiled when `feeds` are fed (default: all placeholders they need).
 
@@ -103,6 +104,7 @@ def explain(
     sizes          where it must: sizes of unknown dimensions by name, or shapes by placeholder
                    (default: 64 for each)
     compile        compile the kernels too, for the profile of what that takes
+    fast_math      as a session with `fast_math` would compile them
     Without values unknown sizes that meet in a broadcast are taken as equal (fed with a 1 there,
     the program has another plan).  Raises GraphTypeError for inputs of unknown rank without values:
     the plan depends on the feed; MemoryBudgetError where the budget is too small.
@@ -123,7 +125,7 @@ def explain(
     trace.note("specialise", started)
     limit = parse_budget(memory_budget)
     budget = None if limit is None else Budget(limit, _judged_at(specialised, sizes or {}))
-    plan, lowered = compiler.plan_cpu(specialised, trace, budget)
+    plan, lowered = compiler.plan_cpu(specialised, trace, budget, fast_math=fast_math)
     stages = [("program", program), ("specialise", specialised), *trace.programs]
     stages.append(("lowered", lowered))
     profile = profile_of(stages, plan, trace)

@@ -81,12 +81,12 @@ class Keyed:
         rows = tuple((c.kind, c.a, c.b, c.message, loc) for c, loc in constraints)
         self._keep("facts", self._key("facts"), (tuple(meetings), rows))
 
-    def plan(self, outcome: Sequence[Any], guard: bool) -> KeptPlan | None:
+    def plan(self, outcome: Sequence[Any], settings: tuple[bool, ...]) -> KeptPlan | None:
         """What is kept of its plan, specialised to an outcome; None if it is nothing, or not whole.
 
-        guard  whether the NaN guard is put in
+        settings  what else it was made for
         """
-        data = self._cache.read("plan", self._plan_key(outcome, guard))
+        data = self._cache.read("plan", self._plan_key(outcome, settings))
         try:
             entry = self._entry(self._decoded(data)) if data is not None else None
         except PlanFileError:
@@ -104,7 +104,11 @@ class Keyed:
         )
 
     def keep_plan(
-        self, outcome: Sequence[Any], guard: bool, executable: Executable, program: Program
+        self,
+        outcome: Sequence[Any],
+        settings: tuple[bool, ...],
+        executable: Executable,
+        program: Program,
     ) -> None:
         """Keep a plan and what it belongs to; `program` is as it was lowered."""
         from graphc.backends.llvm.executable import LLVMExecutable
@@ -128,15 +132,15 @@ class Keyed:
         plan = executable.plan.without_kernels()
         keys = tuple(key.hex() for key in batches)
         entry = (plan, tuple(names), keys, *places)
-        self._keep("plan", self._plan_key(outcome, guard), entry)
+        self._keep("plan", self._plan_key(outcome, settings), entry)
 
     def _key(self, *parts: str) -> bytes:
         identity = self._jit.target.identity
         assert identity is not None
         return identity[:8] + digest(identity, self._program.digest, *parts)[8:]
 
-    def _plan_key(self, outcome: Sequence[Any], guard: bool) -> bytes:
-        return self._key("plan", self._program.text_of(outcome), str(guard))
+    def _plan_key(self, outcome: Sequence[Any], settings: tuple[bool, ...]) -> bytes:
+        return self._key("plan", self._program.text_of(outcome), str(settings))
 
     def _keep(self, kind: str, key: bytes, value: Any) -> None:
         try:

@@ -84,6 +84,7 @@ class Session(NativeSelf):
     memory_budget  scratch memory one run may use, in bytes or as '512MB' (default: any).  Values
                are made again instead of kept where that is needed, which gives the same bits and
                takes more time; what cannot be done in the budget raises MemoryBudgetError
+    fast_math  compute as if numbers were real, with larger errors (docs/performance.md)
     Any number of Python threads may use one session.
     """
 
@@ -94,6 +95,7 @@ class Session(NativeSelf):
         device: str = "cpu",
         nan_guard: bool = False,
         memory_budget: int | str | None = None,
+        fast_math: bool = False,
     ) -> None:
         if graph is not None and not isinstance(graph, Graph):
             raise GraphTypeError(f"Session: graph must be a gx.Graph, not {graph!r}")
@@ -104,7 +106,7 @@ class Session(NativeSelf):
             raise GraphTypeError(f"Session: device must be one of {known}, not {device!r}")
         self.graph = graph or get_default_graph()
         self.threads = threads or default_threads()
-        self.device = device
+        self.device, self.fast_math = device, bool(fast_math)
         self._nan_guard = bool(nan_guard)
         self._memory_budget = parse_budget(memory_budget)
         if memory_budget is not None and device == "reference":
@@ -398,7 +400,8 @@ class Session(NativeSelf):
         targets = tuple(x for x in flat if isinstance(x, Node))
         feeds.require_fed([*(t.node for t in fetched), *targets], fed)
         self.graph.has_run()
-        entry = Entry(LateProgram(fetched, targets, fed), self.device, guard, budget)
+        program = LateProgram(fetched, targets, fed)
+        entry = Entry(program, self.device, guard, budget, self.fast_math)
         made = [(call.flat, call.fed) for call in self._calls.values()]
         entry.log = self._compilations.of(flat, fed, new_program_reason(flat, fed, made))
         return entry

@@ -302,3 +302,37 @@ def test_debug_check_accepts_it() -> None:
     values = feeds(x, w, 2, 10)
     with gx.Session():
         assert gx.debug.check([y, dx], values).ok
+
+
+# ---- fast mathematics --------------------------------------------------------------------------
+
+
+FAST = "(winograd F(4x4,3x3))"
+
+
+def test_larger_tiles_under_fast_math_only() -> None:
+    x, w, y = network(None, 28)
+    assert FAST not in plan_of(y)
+    assert FAST in str(gx.explain(y, fast_math=True).plan)
+    dx = gx.gradients(gx.sum(y * y), x)[0]
+    values = feeds(x, w, 2, 28)
+    with gx.Session(device="reference") as session:
+        wanted = session.run([y, dx], values)
+    with gx.Session() as session, gx.Session(fast_math=True) as fast:
+        exact, got = (s.run([y, dx], values) for s in (session, fast))
+    for a, b, c in zip(got, wanted, exact, strict=True):
+        assert np.abs(a - b).max() <= 2e-5 * np.abs(b).max()
+        assert (a != c).any()
+
+
+def test_functions_and_kept_plans_know_of_fast_math() -> None:
+    x, w, y = network(None, 28)
+    values = feeds(x, w, 1, 28)
+    convolved = gx.function([x, w], y)
+    results = []
+    for fast_math in (False, True, False, True):
+        with gx.Session(fast_math=fast_math):
+            results.append(convolved(values[x], values[w]))
+    np.testing.assert_array_equal(results[0], results[2])
+    np.testing.assert_array_equal(results[1], results[3])
+    assert (results[0] != results[1]).any()

@@ -22,11 +22,14 @@ from graphc.passes.pack_operands import CutOf, pack_operands
 __all__ = ["CutOf", "LoweredStep", "lower"]
 
 
-def lower(fusion: Fusion, cut_of: CutOf | None = None, packs: bool = True) -> list[LoweredStep]:
+def lower(
+    fusion: Fusion, cut_of: CutOf | None = None, packs: bool = True, fast_math: bool = False
+) -> list[LoweredStep]:
     """The steps of a fused program, in an order that respects dependencies.
 
     With `cut_of` contractions carry their cuts, so that they can share kernels, and if `packs`
     steps pack their operands where that pays in time: it takes memory.
+    fast_math  whether rounding errors may be larger than those of the operators' definitions
     """
     steps: list[LoweredStep] = []
     known: dict[Hashable, _Template] = {}
@@ -34,7 +37,7 @@ def lower(fusion: Fusion, cut_of: CutOf | None = None, packs: bool = True) -> li
         signature, values = _signature(fusion, group)
         template = known.get(signature)
         if template is None:
-            made = lower_group(fusion, group)
+            made = lower_group(fusion, group, fast_math)
             known[signature] = _Template(made, values)
             steps.extend(made)
         else:
@@ -42,12 +45,12 @@ def lower(fusion: Fusion, cut_of: CutOf | None = None, packs: bool = True) -> li
     return steps if cut_of is None else pack_operands(fusion, steps, cut_of, packs)
 
 
-def lower_group(fusion: Fusion, group: Group) -> list[LoweredStep]:
+def lower_group(fusion: Fusion, group: Group, fast_math: bool) -> list[LoweredStep]:
     """The kernel or kernels of one group."""
     if group.kind == "loop":
         return lower_loop(fusion, group)
     if group.kind == "contraction":
-        return lower_contraction(fusion, group)
+        return lower_contraction(fusion, group, fast_math)
     return lower_nest(fusion, group)
 
 

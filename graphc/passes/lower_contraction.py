@@ -45,8 +45,6 @@ from graphc.passes.phases import phases
 from graphc.passes.views import View
 from graphc.types import DType
 
-WINOGRAD_TILE = 2
-
 ROW = 16
 """Fewest elements of a row worth a reduction along it: each ends with one across lanes."""
 
@@ -62,7 +60,7 @@ def maps_of(node: Node) -> ContractionMaps:
     return maps
 
 
-def lower_contraction(fusion: Fusion, group: Group) -> list[LoweredStep]:
+def lower_contraction(fusion: Fusion, group: Group, fast_math: bool = False) -> list[LoweredStep]:
     """A step of one kernel, or of one for each phase of the result."""
     maps = maps_of(group.head)
     sources = _sources(fusion, group, maps.swap)
@@ -72,12 +70,12 @@ def lower_contraction(fusion: Fusion, group: Group) -> list[LoweredStep]:
         other = turned(maps, sources[1], locations_of(group))
     if other is not None:
         maps, sources, before = other.maps, (sources[0], other.source), [other.step]
-    whole = _Contraction(fusion, group, maps, sources)
+    whole = _Contraction(fusion, group, maps, sources, fast_math)
     steps = whole.steps()
     parts = phases(maps)
     if len(parts) == 1 or whole.checks.sites or not group.head.types[0].dtype.is_float:
         return before + steps
-    first, *rest = (_Contraction(fusion, group, part, sources).step() for part in parts)
+    first, *rest = (_Contraction(fusion, group, part, sources, fast_math).step() for part in parts)
     return [*before, replace(first, others=tuple(s.kernel for s in rest))]
 
 
@@ -94,9 +92,15 @@ def _source(fusion: Fusion, t: Tensor) -> Source:
 
 class _Contraction:
     def __init__(
-        self, fusion: Fusion, group: Group, maps: ContractionMaps, sources: tuple[Source, Source]
+        self,
+        fusion: Fusion,
+        group: Group,
+        maps: ContractionMaps,
+        sources: tuple[Source, Source],
+        fast_math: bool,
     ) -> None:
         self.fusion = fusion
+        self.fast_math = fast_math
         self.group = group
         self.maps = maps
         self.buffers = Buffers()
@@ -198,7 +202,7 @@ class _Contraction:
         rows = self._by_rows(a, b)
         if dtype.is_float and not self.checks.sites and not rows:
             c = Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype)
-            filtered = winograd_form(c, m, self.sources[0].shape, WINOGRAD_TILE)
+            filtered = winograd_form(c, m, self.sources[0].shape, self.fast_math)
             if filtered is not None:
                 return filtered
             c = fewest_axes(c)

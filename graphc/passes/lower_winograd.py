@@ -33,14 +33,19 @@ ROWS, COLUMNS, CHANNELS = 1, 2, 3
 """Dimensions of the input; its row and column go with m axes 1 and 2 and with k axes 4 and 5."""
 
 
-def winograd_form(c: Contraction, maps: ContractionMaps, x: Shape, tile: int) -> Contraction | None:
+def winograd_form(
+    c: Contraction, maps: ContractionMaps, x: Shape, fast_math: bool
+) -> Contraction | None:
     """The contraction marked, or None where it is no such convolution or has too little to gain.
 
-    c     with its axes as in `maps`
-    x     the sizes of what A reads
-    tile  the side of the tiles of outputs
+    c          with its axes as in `maps`
+    x          the sizes of what A reads
+    fast_math  whether the errors of tiles of 4 x 4 outputs may be made
     """
-    if not (c.dtype is float32 and _is_convolution(c, maps)) or gain(c, tile) < GAIN:
+    if not (c.dtype is float32 and _is_convolution(c, maps)):
+        return None
+    tile = max(FILTERINGS if fast_math else (2,), key=lambda side: gain(c, side))
+    if gain(c, tile) < GAIN:
         return None
     a, b = c.a, c.b
     for dimension in (ROWS, COLUMNS):
@@ -120,9 +125,12 @@ def gain(c: Contraction, tile: int) -> float:
     products = rule.points * (PRODUCT * channels + START) * whole * tiles / 16
     inputs = TRANSFORM * rule.points * channels * tiles * -(-filters // 64) / 8
     outputs = TRANSFORM * rule.points * whole * tiles / 8
-    weights = TRANSFORM * rule.points * channels * whole * max(tiles / 72, 1) / 8
+    weights = TRANSFORM * rule.points * channels * whole * max(tiles / BLOCK[tile], 1) / 8
     return direct / (products + inputs + outputs + weights)
 
+
+BLOCK = {2: 72, 4: 36}
+"""Tiles for which filters are transformed once, by the side of a tile."""
 
 TRANSFORM = 1.5
 """Cycles of a transform per vector of eight and point."""

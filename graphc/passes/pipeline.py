@@ -25,7 +25,7 @@ from graphc.passes.merge_products import join_products, merge_products
 from graphc.passes.merge_sums import merge_sums
 from graphc.passes.plan_memory import BlocksOf, plan_memory
 from graphc.passes.schedule import schedule
-from graphc.passes.simplify import simplify
+from graphc.passes.simplify import simplify, simplify_fast_math
 from graphc.plan import Plan
 from graphc.plan_text import plan_text
 from graphc.program import Program
@@ -74,14 +74,18 @@ def optimize(
     program: Program,
     passes: Sequence[tuple[str, GraphPass]] | None = None,
     trace: Trace | None = None,
+    fast_math: bool = False,
 ) -> Program:
-    """Run the graph passes; between them verify and dump as the environment flags say."""
+    """Run the graph passes; between them verify and dump as the environment flags say.
+
+    fast_math  also by rules that are right for real numbers only
+    """
     trace = trace or Trace()
     dump = _Dump()
     dump.program("input", program)
     for name, run in GRAPH_PASSES if passes is None else passes:
         started = time.perf_counter()
-        program = run(program)
+        program = (simplify_fast_math if fast_math and run is simplify else run)(program)
         trace.note(name, started, program)
         if flags.VERIFY.value:
             verify(program, after=name)
@@ -96,6 +100,7 @@ def build_plan(
     budget: Budget | None = None,
     cut_of: CutOf | None = None,
     keep: bool = True,
+    fast_math: bool = False,
 ) -> tuple[Plan, Program]:
     """Fuse, lower and plan an optimized program; also the program as it was lowered.
 
@@ -108,7 +113,7 @@ def build_plan(
     fusion = fuse(program)
     trace.note("fuse", started)
     started = time.perf_counter()
-    steps = lower(fusion, cut_of)
+    steps = lower(fusion, cut_of, fast_math=fast_math)
     trace.note("lower", started)
     started = time.perf_counter()
     ordered = schedule(fusion, steps, facts)
@@ -120,7 +125,7 @@ def build_plan(
         plan = plan_memory(fusion, ordered, blocks_of, facts)
     if budget is not None and plan.arena_bytes(budget.sizes) > budget.bytes:
         facts = Facts(Estimate(budget.sizes))
-        steps = lower(fusion, cut_of, packs=False)
+        steps = lower(fusion, cut_of, packs=False, fast_math=fast_math)
         plan = meet_budget(fusion, schedule(fusion, steps, facts), blocks_of, facts, budget)
     trace.note("plan_memory", started)
     _Dump().plan(plan)
