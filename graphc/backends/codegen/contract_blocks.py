@@ -5,6 +5,8 @@ Imports: dims.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from graphc.dims import DimLike
 
 DEPTH = 256
@@ -53,30 +55,37 @@ def block(
     return best[1], best[2]
 
 
+def slices_in_place(k: DimLike, tile_cols: int, itemsize: int) -> tuple[int, ...]:
+    """Most steps of k in a slice, what is worth a look where rows are read in place.
+
+    All of k at once where packed columns of that depth stay in the L2 cache: sums then go from
+    registers to the epilogue.  Else as few slices as stay there.
+    """
+    most = PACKED_BYTES // (tile_cols * itemsize)
+    if not isinstance(k, int) or k <= DEPTH:
+        return (DEPTH,)
+    return (DEPTH, -(-k // max(-(-k // most), 1)))
+
+
 def block_in_place(
-    k: DimLike,
     sizes: tuple[int, int, int],
     tile_rows: int,
     tile_cols: int,
-    slice_depth: int,
+    depths: Iterable[int],
     run: int,
     itemsize: int,
     packed: bool,
 ) -> tuple[int, int, int]:
     """Rows, columns and depth of a block whose rows are read in place.
 
-    All of k at once where packed columns of that depth stay in the L2 cache: sums then go from
-    registers to the epilogue.  Of a row, `run` elements are its own: those of other taps are rows
-    of other tiles too.  B may be `packed` already.
+    Of a row, `run` elements are its own: those of other taps are rows of other tiles too.  B may be
+    `packed` already.
     """
     rows, cols, depth = sizes
-    best = (float("inf"), tile_rows, tile_cols, slice_depth)
+    best = (float("inf"), tile_rows, tile_cols, DEPTH)
     widest = max(min(-(-cols // tile_cols), WIDE_BYTES // itemsize // tile_cols), 1)
     tallest = max(-(-rows // tile_rows), 1)
-    options = [slice_depth]
-    if isinstance(k, int) and slice_depth < depth <= PACKED_BYTES // (tile_cols * itemsize):
-        options.append(depth)
-    for deep in options:
+    for deep in depths:
         whole = deep >= depth
         for wide in range(1, widest + 1):
             w = wide * tile_cols

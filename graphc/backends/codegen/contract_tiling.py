@@ -20,7 +20,7 @@ from graphc.backends.codegen.contract_access import (
     run_length,
     window_axes,
 )
-from graphc.backends.codegen.contract_blocks import DEPTH, block, block_in_place
+from graphc.backends.codegen.contract_blocks import DEPTH, block, block_in_place, slices_in_place
 from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANES
 from graphc.dims import DimLike, atoms, ceildiv, evaluate, factor, maximum, minimum, product
@@ -236,13 +236,16 @@ def tile(c: Contraction, target: Target) -> Tiling:
             few_rows = ((1, vectors), (min(IN_PLACE_ROWS, tile_rows), vectors))
         elif _lies_in_vectors(right, cols, k):
             few_rows = ((1, 4), (min(IN_PLACE_ROWS, tile_rows), 2))
-    depth = _depth(k, in_runs if in_place else pack_left.fused if skips else 0)
+    fused = in_runs if in_place else pack_left.fused if skips else 0
+    depth = _depth(k, fused)
     sizes = (assumed_size(rows), assumed_size(cols), assumed_size(k))
     if in_place:
         pack_left = Packing("direct", in_runs)
         run = assumed(run_length(left, k))
+        width, size = vectors * lanes, c.dtype.itemsize
+        depths = {_depth(k, fused, most) for most in slices_in_place(k.size, width, size)}
         block_rows, block_cols, depth = block_in_place(
-            k.size, sizes, tile_rows, vectors * lanes, depth, run, c.dtype.itemsize, c.panel > 0
+            sizes, tile_rows, width, sorted(depths), run, size, c.panel > 0
         )
         whole = isinstance(k.size, int) and k.size <= depth
         few = -(-IN_PLACE_ROWS // tile_rows) * tile_rows
@@ -414,14 +417,16 @@ def _guards_first(left: Access, rows: Group) -> Group:
     return Group(tuple(a for a, _ in order), tuple(e for _, e in order))
 
 
-def _depth(k: Group, fused: int) -> int:
+def _depth(k: Group, fused: int, most: int = DEPTH) -> int:
     """Steps of k in a packed slice: of whole runs of the `fused` last axes where those fit."""
     size = k.size
     if not isinstance(size, int):
         return DEPTH
+    if DEPTH < size <= most:
+        return size
     run = product(k.extents[len(k.extents) - fused :])
-    unit = run if isinstance(run, int) and 4 < run <= DEPTH else 4
-    slices = max(-(-size // (DEPTH // unit * unit)), 1)
+    unit = run if isinstance(run, int) and 4 < run <= most else 4
+    slices = max(-(-size // (most // unit * unit)), 1)
     steps = -(-size // slices)
     return max(-(-steps // unit) * unit, 4)
 
