@@ -773,7 +773,7 @@ def a_cast_rounds_instead_of_truncating(p: Patch) -> None:
 
 @fault("codegen", case=of(lambda x: gx.max(-x, axis=1), (3, 21)))
 def a_maximum_starts_from_zero(p: Patch) -> None:
-    p.wrap(reducers, "_identity", lambda original, name, dtype: 0)
+    p.wrap(reducers, "identity", lambda original, name, dtype: 0)
 
 
 @fault("codegen", case=of(lambda x: gx.sum(x, axis=1), (3, 40)))

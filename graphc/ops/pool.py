@@ -183,8 +183,8 @@ def _first_best(
             best = x
             continue
         better = s.gt(x, best)
-        if dtype.is_float:
-            better = s.or_(better, s.and_(s.ne(x, x), s.eq(best, best)))
+        if dtype.is_float:  # more than the best, or NaN, unless the best is NaN
+            better = s.and_(s.not_(s.le(x, best)), s.eq(best, best))
         best = s.select(better, x, best)
         which = s.select(better, Expr("const", (), number, int32), which)
     assert best is not None

@@ -131,11 +131,12 @@ def _numerator(f: FunctionText, term: Guarded, index: Mapping[int, str]) -> str:
 def _pass_guard(f: FunctionText, cursor: Cursor, term: Guarded, numerator: str) -> Cursor:
     """Add a guarded index whose axes are all scalar."""
     # Unsigned: a negative numerator is huge, hence outside.
-    inside: str | None = f.value(f"icmp ult i64 {numerator}, {f.mul(term.limit, term.div)}")
+    # Named once for all accesses: equal guards are known to be equal.
+    inside: str | None = f.known(f"icmp ult i64 {numerator}, {f.mul(term.limit, term.div)}")
     if term.div != 1:
-        left = f.value(f"srem i64 {numerator}, {term.div}")
-        inside = both(f, inside, f.value(f"icmp eq i64 {left}, 0"), "i1")
-        numerator = f.value(f"sdiv i64 {numerator}, {term.div}")
+        left = f.known(f"srem i64 {numerator}, {term.div}")
+        inside = both(f, inside, f.known(f"icmp eq i64 {left}, 0"), "i1")
+        numerator = f.known(f"sdiv i64 {numerator}, {term.div}")
     pointer = f.offset(cursor.pointer, f.mul(numerator, term.step))
     return Cursor(pointer, both(f, cursor.guard, inside, "i1"))
 

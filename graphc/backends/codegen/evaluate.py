@@ -115,6 +115,17 @@ class Evaluator:
             for key in [k for k in scope.values if stored[k[0]] & buffers]:
                 del scope.values[key]
 
+    def guard_of(self, access: Access) -> str | None:
+        """What must hold for an access to be inside, as far as the open loops tell."""
+        return self._cursor(access).guard
+
+    def assume(self, guard: str, stage: int) -> None:
+        """In the loop opened last, a guard of accesses of a stage holds."""
+        for access in self.numbering.accesses[stage]:
+            cursor = self._cursor(access)
+            if cursor.guard == guard:
+                self._scopes[-1].cursors[access] = Cursor(cursor.pointer)
+
     def _cursor(self, access: Access) -> Cursor:
         for scope in reversed(self._scopes):
             found = scope.cursors.get(access)

@@ -53,20 +53,22 @@ def both(f: FunctionText, a: str | None, b: str | None, type_: str = MASK) -> st
     """The conjunction of two masks (or two i1); None is all true."""
     if a is None or b is None:
         return b if a is None else a
-    return a if a == b else f.value(f"and {type_} {a}, {b}")
+    return a if a == b else f.known(f"and {type_} {a}, {b}")
 
 
 def splat_mask(f: FunctionText, guard: str | None) -> str | None:
     return None if guard is None else f.splat("i1", guard)
 
 
-def _safe(f: FunctionText, pointer: str, guard: str | None) -> str:
-    """The pointer, or where the guard fails one to zeros: branch-free, and never out of bounds."""
-    if guard is None:
+def _safe(f: FunctionText, dtype: DType, place: Place, pointer: str, fill: float) -> str:
+    """The pointer, or where the guard fails one to the fill: branch-free, never out of bounds."""
+    if place.guard is None:
         return pointer
-    name = "graphc.zeros"
-    f.declarations[name] = f"@{name} = internal constant [{8 * LANES} x i8] zeroinitializer"
-    return f.value(f"select i1 {guard}, ptr {pointer}, ptr @{name}")
+    m = memory_type(dtype)
+    text = literal(fill, m)
+    name = f"graphc.fill.{m}.{text}"
+    f.declarations[name] = f"@{name} = internal constant {vector(m)} splat ({m} {text})"
+    return f.value(f"select i1 {place.guard}, ptr {pointer}, ptr @{name}")
 
 
 def _from_memory(f: FunctionText, dtype: DType, value: str) -> str:
@@ -81,28 +83,19 @@ def _to_memory(f: FunctionText, dtype: DType, value: str) -> str:
     return f.value(f"zext {MASK} {value} to {vector('i8')}")
 
 
-def _is_zero(fill: float) -> bool:
-    return repr(fill) in ("0", "0.0", "False")
-
-
 def load(f: FunctionText, dtype: DType, place: Place, mask: str | None, fill: float = 0) -> str:
     """The elements at a place; `fill` in lanes outside, anything in lanes off in `mask`."""
     if place.kind == "any":
         return _gather(f, dtype, place, mask, fill)
     m, size = memory_type(dtype), dtype.itemsize
     if place.kind == "one":
-        pointer = _safe(f, place.pointer, place.guard)
+        pointer = _safe(f, dtype, place, place.pointer, fill)
         value = f.splat(m, f.value(f"load {m}, ptr {pointer}, align {size}"))
     elif place.kind == "repeat":
-        value = _repeated(f, dtype, place, mask)
+        value = _repeated(f, dtype, place, mask, fill)
     else:
         value = _adjacent(f, dtype, place, both(f, mask, place.mask), fill)
-    value = _from_memory(f, dtype, value)
-    if place.guard is None or _is_zero(fill):
-        return value
-    t = vector(scalar_type(dtype))
-    other = splat_literal(fill, scalar_type(dtype))
-    return f.value(f"select i1 {place.guard}, {t} {value}, {t} {other}")
+    return _from_memory(f, dtype, value)
 
 
 def _adjacent(f: FunctionText, dtype: DType, place: Place, mask: str | None, fill: float) -> str:
@@ -112,7 +105,7 @@ def _adjacent(f: FunctionText, dtype: DType, place: Place, mask: str | None, fil
     if place.kind == "down":
         pointer = f.offset(pointer, -(LANES - 1) * size)
         mask = _reverse(f, MASK, mask)
-    pointer = _safe(f, pointer, place.guard)
+    pointer = _safe(f, dtype, place, pointer, fill)
     if mask is None:
         value = f.value(f"load {t}, ptr {pointer}, align {size}")
     else:
@@ -127,7 +120,7 @@ def _adjacent(f: FunctionText, dtype: DType, place: Place, mask: str | None, fil
     return value if place.kind == "up" else _reverse(f, t, value) or value
 
 
-def _repeated(f: FunctionText, dtype: DType, place: Place, mask: str | None) -> str:
+def _repeated(f: FunctionText, dtype: DType, place: Place, mask: str | None, fill: float) -> str:
     """Elements that several lanes share: only those are touched, of adjacent ones."""
     m, t = memory_type(dtype), vector(memory_type(dtype))
     n, apart = place.repeats
@@ -138,7 +131,7 @@ def _repeated(f: FunctionText, dtype: DType, place: Place, mask: str | None) -> 
     value = f.call(
         t,
         f"llvm.masked.load.{suffix(m)}.p0",
-        ("ptr", _safe(f, place.pointer, place.guard)),
+        ("ptr", _safe(f, dtype, place, place.pointer, fill)),
         ("i32", str(dtype.itemsize)),
         (MASK, touched),
         (t, "zeroinitializer"),

@@ -47,11 +47,12 @@ def state_types(accumulator: Accumulator) -> list[str]:
 def initial(accumulator: Accumulator) -> State:
     """The state before the first element."""
     dtype = accumulator.expr.dtype
-    value = splat_literal(_identity(accumulator.op, dtype), scalar_type(dtype))
+    value = splat_literal(identity(accumulator.op, dtype), scalar_type(dtype))
     return (value, _NOWHERE) if is_arg(accumulator) else (value,)
 
 
-def _identity(op: str, dtype: DType) -> float | int | bool:
+def identity(op: str, dtype: DType) -> float | int | bool:
+    """What changes nothing when it is combined."""
     if op in ("sum", "any"):
         return 0
     if op in ("prod", "all"):

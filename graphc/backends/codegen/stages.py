@@ -3,7 +3,7 @@
 Along the vector axis a reduction sends element i to virtual lane i mod VIRTUAL_LANES: four groups
 of LANES, joined by a fixed tree, so bits depend on the length alone.  Other reductions keep one
 scalar accumulator per lane, in ascending order.
-Imports: evaluate, numbering, reducers, text, kernel, dims.
+Imports: evaluate, numbering, reducers, skipping, text, kernel, dims.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from graphc.backends.codegen.reducers import (
     running,
     state_types,
 )
+from graphc.backends.codegen.skipping import skipping_guard
 from graphc.backends.codegen.text import LANE_INDEX, LANES, FunctionText, vector
 from graphc.dims import factor
 from graphc.kernel import VIRTUAL_LANES, Accumulator, LoopKernel, Stage
@@ -154,13 +155,40 @@ class _StageLoop:
         loop = self.f.open_loop(0, self.parent.extent(axis), 1, self._pack(groups))
         groups = self._unpack(loop.carried)
         self.values.enter({axis: loop.index}, [self.number])
-        if last:
-            groups = [self._step(g, u) for u, g in enumerate(groups)]
-        else:
-            self.values.hoist(self.number, 1 if self.rows else self.units)
-            groups = self._loops(depth + 1, groups)
+        guard = None
+        if not self.rows and not self.stage.stores:
+            guard = skipping_guard(self.accs, self.values.guard_of)
+        groups = self._guarded(guard, depth, groups)
         self.values.leave()
         return self._unpack(self.f.close_loop(loop, self._flat(groups)))
+
+    def _body(self, depth: int, groups: list[Group]) -> list[Group]:
+        """One iteration of the loop at some depth."""
+        if depth == len(self.stage.red) - 1:
+            return [self._step(g, u) for u, g in enumerate(groups)]
+        self.values.hoist(self.number, 1 if self.rows else self.units)
+        return self._loops(depth + 1, groups)
+
+    def _guarded(self, guard: str | None, depth: int, groups: list[Group]) -> list[Group]:
+        """The same where the guard holds; otherwise nothing changes."""
+        f = self.f
+        if guard is None:
+            return self._body(depth, groups)
+        key = f.fresh("")
+        before = f.block
+        f.branch_if(guard, f"in{key}", f"out{key}")
+        f.label(f"in{key}")
+        self.values.assume(guard, self.number)
+        after = self._body(depth, groups)
+        last = f.block
+        f.branch(f"out{key}")
+        f.label(f"out{key}")
+        return self._unpack(
+            [
+                x if x == y else f.value(f"phi {t} [ {x}, %{before} ], [ {y}, %{last} ]")
+                for (t, x), y in zip(self._pack(groups), self._flat(after), strict=True)
+            ]
+        )
 
     def _row(self, axis: int, groups: list[Group]) -> list[Group]:
         """The vector axis as the innermost loop."""
