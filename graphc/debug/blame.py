@@ -19,7 +19,7 @@ from graphc.debug.values import Samples
 from graphc.errors import GraphcError
 from graphc.node import Node, Tensor
 from graphc.ops.state import placeholder_op
-from graphc.passes.fuse import Group
+from graphc.passes.groups import Group
 from graphc.program import Program, keep
 
 Array = np.ndarray[Any, Any]

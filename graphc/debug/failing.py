@@ -20,7 +20,7 @@ from graphc.debug.values import Values, narrowed, widened
 from graphc.dims import Sizes
 from graphc.errors import RunError
 from graphc.node import Tensor
-from graphc.passes.fuse import Fusion
+from graphc.passes.groups import Fusion
 from graphc.passes.operands import LoweredStep
 from graphc.plan import Plan
 from graphc.program import Program

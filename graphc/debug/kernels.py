@@ -1,6 +1,6 @@
 """Lowered kernels checked: each, interpreted on right operands, gives what its operators mean.
 
-Imports: kernel, dims, backends.interpret_arrays, passes.fuse, passes.operands, debug.
+Imports: kernel, dims, backends.interpret_arrays, passes.groups, passes.operands, debug.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from graphc.debug.values import Difference, Moved, Samples, disagreement
 from graphc.dims import Dim, Sizes, evaluate
 from graphc.kernel import Kernel, sizes_of
 from graphc.node import Tensor
-from graphc.passes.fuse import Fusion, Group
+from graphc.passes.groups import Fusion, Group
 from graphc.passes.operands import LoweredStep, Partial, Value, value_bytes
 
 Array = np.ndarray[Any, Any]

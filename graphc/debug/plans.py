@@ -1,7 +1,7 @@
 """Schedules and memory plans checked: every step finds in memory what it is meant to read.
 
 Follows what each place holds from step to step, without running anything.  Imports: plan, kernel,
-backends.interpret_arrays, passes.fuse, passes.operands, passes.plan_memory, debug.
+backends.interpret_arrays, passes.groups, passes.operands, passes.plan_memory, debug.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from graphc.debug.report import Finding, FoundError, unique
 from graphc.dims import Sizes, evaluate
 from graphc.kernel import Access, Expr, LoopKernel, Stage, Store
 from graphc.node import Tensor
-from graphc.passes.fuse import Fusion
+from graphc.passes.groups import Fusion
 from graphc.passes.keep import KeptSteps
 from graphc.passes.operands import LoweredStep, Value, value_bytes
 from graphc.passes.wait import READ_ONLY

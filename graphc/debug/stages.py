@@ -34,7 +34,7 @@ from graphc.host_calls import PartsExecutable, compile_parts, has_host_calls
 from graphc.node import Node, Tensor, topological
 from graphc.passes import fuse, lower, pipeline, plan_memory, resolve_state, schedule
 from graphc.passes import specialise as special
-from graphc.passes.fuse import Fusion
+from graphc.passes.groups import Fusion
 from graphc.passes.keep import KeptSteps, find_kept
 from graphc.passes.operands import LoweredStep
 from graphc.plan import Plan

@@ -1,6 +1,6 @@
 """A whole plan run: the results against the reference, on one thread and on several.
 
-Imports: plan, backends.llvm, passes.fuse, debug.
+Imports: plan, backends.llvm, passes.groups, debug.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from graphc.debug.values import (
 )
 from graphc.errors import RunError
 from graphc.node import Tensor
-from graphc.passes.fuse import Fusion
+from graphc.passes.groups import Fusion
 from graphc.plan import Kept, Plan
 from graphc.trace import Trace
 

@@ -12,8 +12,9 @@ from graphc.errors import ShapeError
 from graphc.graph import GraphKeys, get_default_graph
 from graphc.node import Tensor
 from graphc.ops.arithmetic import where
-from graphc.ops.define import as_tensor, normalize_axes, normalize_axis
+from graphc.ops.define import as_tensor, floated, normalize_axes, normalize_axis
 from graphc.ops.math import rsqrt, square
+from graphc.ops.normalized import scaled_deviation, variance
 from graphc.ops.reduce import mean
 from graphc.ops.shape import reshape
 from graphc.ops.state import Variable, stop_gradient
@@ -56,7 +57,7 @@ def batch_norm(
     The updates are returned, and added to the collection UPDATE_OPS; no optimizer runs them by
     itself.
     """
-    x = as_tensor(x)
+    x = floated(as_tensor(x))
     rank = len(x.dims)
     kept = normalize_axis(axis, rank)
     axes = tuple(i for i in range(rank) if i != kept)
@@ -71,15 +72,14 @@ def batch_norm(
             x, along(old_mean), along(old_variance), along(offset), along(scale), epsilon
         )
         return BatchNorm(y, [])
-    centre = mean(x, axis=axes)
-    variance = mean(square(x - along(centre)), axis=axes)
-    used_mean, used_variance = centre, variance
+    used_mean, used_variance = mean(x, axis=axes), variance(x, axes)
     if training is not True:
-        used_mean = where(training, centre, old_mean)
-        used_variance = where(training, variance, old_variance)
-    y = batch_normalization(
-        x, along(used_mean), along(used_variance), along(offset), along(scale), epsilon
-    )
+        used_mean = where(training, used_mean, old_mean)
+        used_variance = where(training, used_variance, old_variance)
+    factor = rsqrt(used_variance + epsilon)
+    y = scaled_deviation(x, used_mean, factor if scale is None else factor * scale, axes)
+    if offset is not None:
+        y = y + along(offset)
     updates = [
         moving_mean.assign_sub((old_mean - stop_gradient(used_mean)) * (1 - momentum)),
         moving_variance.assign_sub((old_variance - stop_gradient(used_variance)) * (1 - momentum)),

@@ -58,6 +58,7 @@ __all__ = [
     "math",
     "methods",
     "nan",
+    "normalized",
     "numeric",
     "pool",
     "pooling",

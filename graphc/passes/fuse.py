@@ -10,66 +10,23 @@ stage.  Contraction and nest groups take elementwise members of their own shape 
 
 A node's candidate is the latest group among its inputs: every other input comes earlier, so joining
 cannot make a cycle and nothing has to be searched.  Linear in the number of nodes.
-Imports: graph, program, passes.views, ops.
+Imports: program, passes.groups, passes.regroup, passes.views.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from graphc import dims
 from graphc.dims import DimLike
 from graphc.nest import Nest, contiguous
 from graphc.node import OPS, Node, Tensor
+from graphc.passes.groups import ACC, CHUNK, FULL, MAX_MEMBERS, REDUCED, Fusion, Group
+from graphc.passes.regroup import merge_siblings, recompute
 from graphc.passes.uniform import Uniforms
 from graphc.passes.views import View, Views, same_strides
 from graphc.program import Program
 from graphc.types import Shape
-
-MAX_MEMBERS = 96
-"""Members of one group: keeps live values near the number of registers, and recursion shallow."""
-
-CHUNK = 16384
-"""Elements of one chunk of a split reduction."""
-
-FULL, ACC, REDUCED = "full", "acc", "reduced"
-
-
-@dataclass(eq=False)
-class Group:
-    """What one kernel computes."""
-
-    number: int
-    kind: str  # 'loop', 'contraction' or 'nest'
-    shape: Shape
-    head: Node
-    red: tuple[int, ...] | None = None
-    split: bool = False
-    members: list[Tensor] = field(default_factory=list)
-    level: dict[int, str] = field(default_factory=dict)
-    readers: set[int] = field(default_factory=set)
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        red = self.red or ()
-        return tuple(a for a in range(len(self.shape)) if a not in red)
-
-    @property
-    def kept_shape(self) -> Shape:
-        return tuple(self.shape[a] for a in self.kept)
-
-
-@dataclass(eq=False)
-class Fusion:
-    """The partition, and what the later steps need to know about it."""
-
-    program: Program
-    groups: list[Group]
-    views: Views
-    uniforms: Uniforms
-    group_of: dict[int, Group]
-    stored: set[int]  # ids of member tensors that must be written to memory
 
 
 def fuse(program: Program) -> Fusion:
@@ -125,6 +82,8 @@ class _Fuser:
         self.in_memory = self._used_in_memory()
         for node in self.order:
             self._place(node)
+        merge_siblings(self.groups, self.group_of, self._bases)
+        recompute(self.groups, self.group_of, self.views, self.uniforms, self.roots)
         stored = self._stored()
         groups = [g for g in self.groups if g.members]
         return Fusion(self.program, groups, self.views, self.uniforms, self.group_of, stored)
@@ -187,7 +146,7 @@ class _Fuser:
 
     def _place_elementwise(self, t: Tensor) -> None:
         group = self._candidate(t)
-        if group is not None:
+        if group is not None and not self._waits_for_chunks(t):
             group = self._merge_inputs(t, group)
             level = self._level(t, group)
             if level is not None:
@@ -199,6 +158,14 @@ class _Fuser:
             other = self.group_of.get(id(base))
             if other is not None and other is not group:
                 self._sink(other, group)
+
+    def _waits_for_chunks(self, t: Tensor) -> bool:
+        """Whether t needs at every element what a group knows when all of its chunks are done."""
+        for base in self._bases(t):
+            group = self.group_of.get(id(base))
+            if group is not None and group.split and group.level[id(base)] != FULL:
+                return _same_shape(t.dims, group.shape)
+        return False
 
     def _place_reduction(self, t: Tensor) -> None:
         x, axes = t.node.inputs[0], t.node.attrs["axes"]
@@ -428,7 +395,7 @@ class _Fuser:
             for t in group.members:
                 for base in self._bases(t):
                     other = self.group_of.get(id(base))
-                    if other is not None and other is not group:
+                    if other is not None and other is not group and id(base) not in group.level:
                         stored.add(id(base))
         return stored
 

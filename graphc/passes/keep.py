@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from graphc.kernel import Contraction, Kernel, sizes_of
 from graphc.node import Tensor
-from graphc.passes.fuse import Fusion
+from graphc.passes.groups import Fusion
 from graphc.passes.operands import LoweredStep, Value, value_bytes
 
 FIXED = ("constant", "random_key")

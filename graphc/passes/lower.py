@@ -2,7 +2,7 @@
 
 Deep graphs repeat themselves, so a group's signature is computed first: groups that would give the
 same kernel share one, and only the values they are launched on differ.
-Imports: fuse, operands, pack_operands, the lowerings of each kind of group.
+Imports: groups, operands, pack_operands, the lowerings of each kind of group.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graphc.node import Tensor
-from graphc.passes.fuse import Fusion, Group
+from graphc.passes.groups import Fusion, Group
 from graphc.passes.lower_contraction import lower_contraction
 from graphc.passes.lower_loop import lower_loop
 from graphc.passes.lower_nest import lower_nest

@@ -27,7 +27,7 @@ from graphc.kernel import (
 from graphc.nest import Index, contiguous
 from graphc.node import Node, Tensor
 from graphc.passes.contraction_axes import fewest_axes
-from graphc.passes.fuse import Fusion, Group
+from graphc.passes.groups import Fusion, Group
 from graphc.passes.lower_channels import along_channels, loops
 from graphc.passes.lower_chunks import in_chunks
 from graphc.passes.lower_turned import Source, turned

@@ -1,6 +1,6 @@
 """Loop groups to loop kernels: axes, stages, and split reductions.
 
-Imports: operands, fuse, kernel, dims.
+Imports: operands, groups, lower_transpose, kernel, dims.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from graphc.dims import DimLike
 from graphc.kernel import Access, Accumulator, Expr, LoopKernel, Ragged, Stage, Store, Term
 from graphc.nest import contiguous
 from graphc.node import Tensor
-from graphc.passes.fuse import ACC, CHUNK, FULL, REDUCED, Fusion, Group
+from graphc.passes.groups import ACC, CHUNK, FULL, REDUCED, Fusion, Group
 from graphc.passes.lower_transpose import by_columns
 from graphc.passes.operands import (
     Buffers,
@@ -105,7 +105,7 @@ class _Loop:
             if self.fusion.uniforms.of(i, views) is not None:
                 continue
             view = views.of(i)
-            if self.fusion.group_of.get(id(view.base)) is not self.group:
+            if id(view.base) not in self.group.level:
                 found.append(view)
         return found
 

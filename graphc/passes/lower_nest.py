@@ -1,6 +1,6 @@
 """Nest groups to loop kernels: the operator's own loop nest, and elementwise members behind it.
 
-Imports: operands, fuse, kernel, nest.
+Imports: operands, groups, kernel, nest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from graphc.kernel import Access, Accumulator, Expr, LoopKernel, Stage, Store, Term
 from graphc.nest import Nest, contiguous
 from graphc.node import Tensor
-from graphc.passes.fuse import Fusion, Group
+from graphc.passes.groups import Fusion, Group
 from graphc.passes.operands import (
     Buffers,
     Checks,

@@ -16,7 +16,7 @@ from graphc.errors import MemoryBudgetError
 from graphc.location import Location
 from graphc.node import Tensor
 from graphc.passes.facts import Facts
-from graphc.passes.fuse import Fusion
+from graphc.passes.groups import Fusion
 from graphc.passes.operands import LoweredStep, Value
 from graphc.passes.plan_memory import BlocksOf, arena_bytes, lifetimes, name_of, plan_memory
 from graphc.passes.rematerialise import BAND, Order, bands, lowest

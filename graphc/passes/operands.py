@@ -17,7 +17,7 @@ from graphc.location import Location
 from graphc.nest import contiguous
 from graphc.node import Node, Tensor
 from graphc.ops.define import ScalarBuilder
-from graphc.passes.fuse import Fusion, Group
+from graphc.passes.groups import Fusion, Group
 from graphc.passes.views import View
 from graphc.types import DType, bool_, int64
 
@@ -146,7 +146,7 @@ class Expressions:
             return uniform
         view = self.fusion.views.of(t)
         made = self.made.get(id(view.base))
-        if made is not None and self.fusion.group_of.get(id(view.base)) is self.group:
+        if made is not None and id(view.base) in self.group.level:
             return made
         return self.load(view, reduced)
 

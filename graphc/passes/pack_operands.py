@@ -28,7 +28,7 @@ from graphc.kernel import (
     packed_shape,
 )
 from graphc.node import Tensor
-from graphc.passes.fuse import Fusion
+from graphc.passes.groups import Fusion
 from graphc.passes.operands import LoweredStep, Partial, Value
 from graphc.types import DType
 

@@ -32,7 +32,7 @@ from graphc.kernel import (
 from graphc.location import UNKNOWN
 from graphc.node import Tensor
 from graphc.passes.facts import Facts
-from graphc.passes.fuse import Fusion
+from graphc.passes.groups import Fusion
 from graphc.passes.keep import FIXED, KeptSteps
 from graphc.passes.operands import CheckSite, LoweredStep, Value
 from graphc.passes.place import Block, keep_longer, place

@@ -8,7 +8,7 @@ follows from where the forward part is cut: what crosses a cut is kept, what lie
 is made again when the first of it is needed.  Many cuts of different fineness are tried; then
 steps that cost much time for little memory lose their copies again as far as the budget allows.
 The choice for a smaller budget never needs more memory than that for a larger one: see `bands`.
-Imports: fuse, operands, plan_memory, place, facts, kernel.
+Imports: groups, operands, plan_memory, place, facts, kernel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from graphc.kernel import Contraction, Kernel
 from graphc.passes.estimate import Estimate
 from graphc.passes.facts import Facts
-from graphc.passes.fuse import Fusion
+from graphc.passes.groups import Fusion
 from graphc.passes.operands import LoweredStep, Partial, Value
 from graphc.passes.place import most_alive
 from graphc.passes.plan_memory import lifetimes

@@ -9,7 +9,7 @@ Steps that only prepare what others read, from what is there when the run starts
 packed), are left out and come right before their first reader.
 Steps that overwrite a variable wait for its readers and for run-time checks, where they can, so
 that memory planning can update in place.  Keeps: dependencies.  O(n log n).
-Imports: fuse, operands, facts.
+Imports: groups, operands, facts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphc.passes.facts import Facts
-from graphc.passes.fuse import Fusion
+from graphc.passes.groups import Fusion
 from graphc.passes.operands import LoweredStep, Partial, Value
 
 

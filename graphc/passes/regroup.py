@@ -1,0 +1,183 @@
+"""Fusion's second look, when every node has its group: fewer sweeps over large arrays.
+
+    siblings    %s = sum(%g) and %t = sum(%g * %x), apart because neither needs the other: one group
+    recompute   %c = %x - %m, written by the group that made it and read by others that could as
+                well read %x: each computes it anew, and it is in no memory at all
+
+Groups are numbered so that a group reads from lower ones only; a move keeps that.
+Imports: groups, views, uniform, node, dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+from graphc import dims
+from graphc.node import Tensor
+from graphc.passes.groups import ACC, FULL, MAX_MEMBERS, Group
+from graphc.passes.uniform import Uniforms
+from graphc.passes.views import Views
+
+Bases = Callable[[Tensor], Sequence[Tensor]]
+"""The arrays a member reads."""
+
+GroupOf = dict[int, Group]
+
+CHEAP = frozenset(
+    ("add", "subtract", "multiply", "negative", "square", "maximum", "minimum", "relu", "astype")
+)
+"""Operators that take less time than reading their result from memory."""
+
+# ---- siblings ----------------------------------------------------------------------------------
+
+
+def merge_siblings(groups: Sequence[Group], group_of: GroupOf, bases: Bases) -> None:
+    """Join groups that reduce the same axes of the same shape and read an array in common."""
+    near: dict[Hashable, list[Group]] = {}
+    for group in groups:
+        if group.kind != "loop" or group.red is None or not group.members:
+            continue
+        for other in near.setdefault((group.shape, group.red, group.split), []):
+            if other.members and _join(other, group, group_of, bases):
+                break
+        if group.members:
+            near[group.shape, group.red, group.split].append(group)
+
+
+def _join(first: Group, second: Group, group_of: GroupOf, bases: Bases) -> bool:
+    """Make the groups one, at the place of either, where no third one stands between."""
+    if len(first.members) + len(second.members) > MAX_MEMBERS:
+        return False
+    reads = _outside(second, group_of, bases)
+    large = {id(b) for b in reads if dims.product(b.dims) == dims.product(first.shape)}
+    if not large & {id(b) for b in _outside(first, group_of, bases)}:
+        return False
+    sources = {g.number for b in reads if (g := group_of.get(id(b))) is not None}
+    if all(number < first.number for number in sources):
+        _absorb(second, first, group_of, bases)
+        return True
+    if first.readers and min(first.readers) <= second.number:
+        return False
+    _absorb(first, second, group_of, bases)
+    return True
+
+
+def _outside(group: Group, group_of: GroupOf, bases: Bases) -> list[Tensor]:
+    """The arrays a group reads that are not its own."""
+    return [b for t in group.members for b in bases(t) if group_of.get(id(b)) is not group]
+
+
+def _absorb(source: Group, target: Group, group_of: GroupOf, bases: Bases) -> None:
+    for base in _outside(source, group_of, bases):
+        other = group_of.get(id(base))
+        if other is not None:
+            other.readers.discard(source.number)
+            other.readers.add(target.number)
+    for t in source.members:
+        group_of[id(t)] = target
+    target.members.extend(source.members)
+    target.level.update(source.level)
+    target.readers |= source.readers
+    target.readers.discard(target.number)
+    source.members, source.level = [], {}
+
+
+# ---- computing again ---------------------------------------------------------------------------
+
+
+def recompute(
+    groups: Sequence[Group],
+    group_of: GroupOf,
+    views: Views,
+    uniforms: Uniforms,
+    roots: set[int],
+) -> None:
+    """Let groups compute cheap values anew that they would read, where reading what these are
+    made of is no more; the group that made them need not write them then."""
+    work = _Recompute(group_of, views, uniforms)
+    for group in groups:
+        for t in group.members:
+            work.note(group, t)
+    for group in groups:
+        for t in list(group.members):
+            if id(t) not in roots and t.node.kind == "elementwise":
+                work.consider(group, t)
+    for group in groups:
+        group.members[:0] = work.added.get(group.number, [])
+
+
+class _Recompute:
+    def __init__(self, group_of: GroupOf, views: Views, uniforms: Uniforms) -> None:
+        self.group_of = group_of
+        self.views = views
+        self.uniforms = uniforms
+        self.readers: dict[int, list[tuple[Group, Tensor, Tensor]]] = {}
+        """(group, member, operand) for each use of an array."""
+        self.reads: dict[int, set[int]] = {}
+        self.added: dict[int, list[Tensor]] = {}
+
+    def note(self, group: Group, t: Tensor) -> None:
+        """Take down what a member reads."""
+        operands = (t,) if t.node.kind == "view" else t.node.inputs
+        for i in operands:
+            base = self.views.source(t).base if t.node.kind == "view" else self.views.of(i).base
+            self.readers.setdefault(id(base), []).append((group, t, i))
+            self.reads.setdefault(group.number, set()).add(id(base))
+
+    def consider(self, group: Group, t: Tensor) -> None:
+        if t.node.op.name not in CHEAP or group.level[id(t)] != FULL:
+            return
+        uses = self.readers.get(id(t), [])
+        outside = [use for use in uses if use[0] is not group]
+        if not outside or any(not self._can_compute(use, t) for use in outside):
+            return
+        sources = self._sources(group, t)
+        if sources is None:
+            return
+        targets = {g.number: g for g, _, _ in outside}
+        for target in targets.values():
+            new = [b for b in sources if id(b) not in self.reads[target.number]]
+            if sum(b.dtype.itemsize for b in new) > t.dtype.itemsize:
+                return
+            if len(target.members) + len(self.added.get(target.number, ())) >= MAX_MEMBERS:
+                return
+        for target in targets.values():
+            self.added.setdefault(target.number, []).append(t)
+            target.level[id(t)] = FULL
+            self.note(target, t)
+        if len(uses) == len(outside):  # its own group does not need it
+            group.members[:] = [m for m in group.members if m is not t]
+            del group.level[id(t)]
+            self.group_of[id(t)] = min(targets.values(), key=lambda g: g.number)
+
+    def _can_compute(self, use: tuple[Group, Tensor, Tensor], t: Tensor) -> bool:
+        """Whether the user is computed element by element over the shape of t."""
+        group, user, operand = use
+        return (
+            group.kind == "loop"
+            and user.node.kind != "view"
+            and group.level.get(id(user)) in (FULL, ACC)
+            and group.shape == t.dims
+            and self.views.of(operand).is_whole(operand.dims)
+        )
+
+    def _sources(self, group: Group, t: Tensor) -> list[Tensor] | None:
+        """The arrays of t's size that t is made of; None unless all are in memory anyway."""
+        found = []
+        for i in t.node.inputs:
+            if self.uniforms.of(i, self.views) is not None:
+                continue
+            view = self.views.of(i)
+            base = view.base
+            if base.node.kind in ("leaf", "state"):
+                return None
+            if not self._is_stored(base, group):
+                return None
+            if view.is_whole(t.dims):
+                found.append(base)
+        return found
+
+    def _is_stored(self, base: Tensor, group: Group) -> bool:
+        if id(base) not in group.level:
+            return True
+        return any(g is not group and id(base) not in g.level for g, _, _ in self.readers[id(base)])
