@@ -212,6 +212,13 @@ SCALAR_OPS: dict[str, tuple[int, str]] = {
     "sigmoid": (1, "same"),
 }
 
+_HYPERBOLIC = {"sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "sigmoid"}
+_TRIGONOMETRIC = {"sin", "cos", "tan", "asin", "acos", "atan", "atan2"}
+_EXPONENTIAL = {"exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "pow", "cbrt"}
+_OTHER = {"erf", "erfc", "mod", "fmod"}
+HEAVY = frozenset(_HYPERBOLIC | _TRIGONOMETRIC | _EXPONENTIAL | _OTHER)
+"""Operations of many instructions: copies of them are not worth their code or their time."""
+
 REDUCERS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin")
 """'max' and 'min' yield NaN if any element is; 'argmax' and 'argmin' give the first best position
 (row-major over the stage's reduce axes, NaN counts as best), as i64; 'any' and 'all' take bool."""

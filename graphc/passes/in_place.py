@@ -1,6 +1,6 @@
 """May an output of a kernel live in the memory of one of its inputs?
 
-Only if every element is read before it is overwritten.  Within an iteration all expressions come
+Only if every element is read before it is first overwritten.  In an iteration all expressions come
 before the stores, and the elements that different iterations write are different, so it suffices
 that each element is read by the iteration that overwrites it, and in no later stage.
 Imports: kernel.
@@ -27,9 +27,12 @@ def may_share(kernel: Kernel, old: int, new: int) -> bool:
     for k, stage in enumerate(kernel.stages):
         for store in stage.stores:
             if store.access.buf == new:
-                if access is not None or store.index is not None or store.add:
+                if store.index is not None or store.add:
                     return False
-                access, at = store.access, k
+                if access is None:
+                    access, at = store.access, k
+                elif store.access != access:
+                    return False
             elif store.access.buf == old:
                 return False
     if access is None or any(t.limit is not None for t in access.terms):

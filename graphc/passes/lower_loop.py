@@ -1,6 +1,6 @@
 """Loop groups to loop kernels: axes, stages, and split reductions.
 
-Imports: operands, groups, lower_transpose, kernel, dims.
+Imports: operands, groups, keep_values, lower_transpose, kernel, dims.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from graphc.kernel import Access, Accumulator, Expr, LoopKernel, Ragged, Stage, 
 from graphc.nest import contiguous
 from graphc.node import Tensor
 from graphc.passes.groups import ACC, CHUNK, FULL, REDUCED, Fusion, Group
+from graphc.passes.keep_values import keep_values
 from graphc.passes.lower_transpose import by_columns
 from graphc.passes.operands import (
     Buffers,
@@ -194,7 +195,7 @@ class _Loop:
         ]
         if reduced:
             stages.append(Stage((), (), tuple(reduced)))
-        kernel = by_columns(self._kernel(stages, self.axes.par))
+        kernel = keep_values(by_columns(self._kernel(stages, self.axes.par)))
         return self._step(kernel, label_of(self.group))
 
     def _kernel(

@@ -9,14 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from graphc.kernel import Access, Expr, LoopKernel, Stage
-
-_HYPERBOLIC = {"sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "sigmoid"}
-_TRIGONOMETRIC = {"sin", "cos", "tan", "asin", "acos", "atan", "atan2"}
-_EXPONENTIAL = {"exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "pow", "cbrt"}
-_OTHER = {"erf", "erfc", "mod", "fmod"}
-HEAVY = frozenset(_HYPERBOLIC | _TRIGONOMETRIC | _EXPONENTIAL | _OTHER)
-"""Operations of many instructions: copies of them are not worth their code."""
+from graphc.kernel import HEAVY, Access, Expr, LoopKernel, Stage
 
 
 def access_axes(access: Access) -> int:
