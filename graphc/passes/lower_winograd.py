@@ -23,7 +23,7 @@ from graphc.kernel import Access, Contraction, Term
 from graphc.types import Shape, float32
 from graphc.winograd import FILTERINGS, TAPS
 
-GAIN = 1.15
+GAIN = 1.2
 """How many times faster Winograd must be, by the model below, to be chosen."""
 
 UNKNOWN_SIDE = 56
@@ -135,7 +135,7 @@ BLOCK = {2: 72, 4: 36}
 TRANSFORM = 1.5
 """Cycles of a transform per vector of eight and point."""
 
-PRODUCT, START = 1.1, 3
+PRODUCT, START = 1.1, 6
 """Cost of a product in slices of channels against one over all of k, and of beginning it."""
 
 
