@@ -21,6 +21,9 @@ WIDE_BYTES = 1024
 TALLEST = 144
 """Most rows of a block."""
 
+SLICED_ROWS = 216
+"""Most rows of a block whose rows are read in place, where k takes several slices."""
+
 PACKED_BYTES = 256 * 1024
 """Packed columns of a block that stay in the L2 cache while rows are read in place."""
 
@@ -92,12 +95,12 @@ def block_in_place(
             if wide > 1 and deep * w * itemsize > PACKED_BYTES:
                 break
             across = -(-cols // w)
-            limit = tallest if whole else min(tallest, TALLEST // tile_rows)
+            limit = tallest if whole else min(tallest, SLICED_ROWS // tile_rows)
             for down in _parts(tallest, limit):
                 r = -(-tallest // down) * tile_rows
                 blocks = -(-rows // r) * across
                 work = (
-                    depth * (r * w / 16 + (0.3 if packed else 0.7) * w)
+                    depth * (r * w / 16 + (0.6 if packed else 1.3) * w)
                     + r * (w / 4 + 8 + run / 3)
                     + 2000
                 )

@@ -121,6 +121,37 @@ class Epilogue:
         following = advanced(f, rows.group, here)
         f.close_loop(down, [f.offset(down.carried[0], c_row), *(following[a] for a in here)])
 
+    def fetch_ahead(
+        self, rows: Rows, column: str, tile_rows: int, tile_cols: int, wanted: str
+    ) -> None:
+        """If `wanted`, ask for what the epilogue of a tile at some column reads and writes: where
+        its rows are along one axis."""
+        f = self.f
+        if len(rows.group.axes) != 1:
+            return
+        axis = rows.group.axes[0]
+        written = {store.access for store in self.c.stores}
+        near = [
+            a
+            for a, operand in self.operands.items()
+            if self._contiguous(a) and not operand.guards and operand.strides[axis] != "0"
+        ]
+        ask, after = f.fresh("ask"), f.fresh("after")
+        f.branch_if(wanted, ask, after)
+        f.label(ask)
+        for access in near:
+            operand = self.operands[access]
+            part = operand.part(f, {**rows.batch, **rows.first})
+            record = sum_records(f, operand.origin(), part)
+            record[0] = f.add(record[0], column)
+            address, _ = operand.locate(f, record)
+            for r in range(tile_rows):
+                row = f.offset(address, f.mul(operand.strides[axis], r * operand.itemsize))
+                for line in range(0, tile_cols * operand.itemsize, 64):
+                    f.prefetch(f.offset(row, line), write=access in written)
+        f.branch(after)
+        f.label(after)
+
     def _along(
         self,
         columns: Columns,

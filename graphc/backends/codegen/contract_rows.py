@@ -34,6 +34,8 @@ from graphc.backends.codegen.text import FunctionText, float_literal
 
 _SHIFT_BITS = struct.unpack("<q", struct.pack("<d", 3.0 * 2**51))[0]
 
+LINE_BYTES = 64
+
 UNROLL = 4
 """Steps of k between two tests of the inner loop."""
 
@@ -195,6 +197,24 @@ class RowsInPlace:
             bits = f.value(f"bitcast {doubles} {total} to {wide}")
             words.append(f.value(f"sub {wide} {bits}, splat (i64 {_SHIFT_BITS})"))
         return words
+
+    def fetch_ahead(self, f: FunctionText, t: Tile, part: str, parts: str) -> None:
+        """Ask for one of several parts of the rows of the next tile, where those lie in one
+        unguarded run each, a constant stride apart: they may come from far."""
+        if not self.k.single or self.guards or len(self.rows.axes) != 1:
+            return
+        step = f.mul(self.operand.strides[self.rows.axes[0]], t.rows * t.itemsize)
+        length = f.value(f"load i64, ptr {f.offset(self.k.memory, self.k.width - 8)}, align 8")
+        size = f.mul(length, t.itemsize)
+        lines = f.udiv(f.add(f.udiv(size, LINE_BYTES), parts), parts)
+        begin = f.mul(f.mul(part, lines), LINE_BYTES)
+        end = f.smin(f.add(begin, f.mul(lines, LINE_BYTES)), size)
+        loop = f.open_loop(begin, end, LINE_BYTES)
+        for r in range(t.rows):
+            slot = f.offset(self.memory.addresses, 8 * r)
+            row = f.value(f"load ptr, ptr {slot}, align 8")
+            f.prefetch(f.offset(f.offset(row, step), loop.index), 2)
+        f.close_loop(loop)
 
     def multiply(self, f: FunctionText, t: Tile, b: str, c: str, first: str) -> None:
         """C tile = (0 if `first` else C tile) + sum over the located runs of A rows * B panel."""

@@ -8,7 +8,6 @@ bits.  Imports: the other contract modules, targets, text, kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from graphc.backends.codegen.contract_access import (
@@ -274,14 +273,20 @@ class _Emitter:
         left = f.sub(self.rows, down.index)
         first_row = f.add(self.row0, down.index)
         self.in_place.locate(f, shape, origin, first_row, left)
+        first_coords = coordinates(f, t.rows, first_row)
+        rows = Rows(t.rows, first_coords, f.smin(left, t.tile_rows), self.batch_coords)
         across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", b)])
         at = f.offset(c, f.mul(across.index, self.itemsize))
+        column = f.add(self.col0, across.index)
+        self.epilogue.fetch_ahead(rows, column, t.tile_rows, t.tile_cols, last)
+        part = f.udiv(across.index, t.tile_cols)
+        self.in_place.fetch_ahead(f, shape, part, self._ceildiv(self.cols, t.tile_cols))
         self.in_place.multiply(f, shape, across.carried[0], at, first)
         f.close_loop(across, [f.offset(across.carried[0], panel)])
         finish, after = f.fresh("finish"), f.fresh("after")
         f.branch_if(last, finish, after)
         f.label(finish)
-        self._finish_rows(c, coordinates(f, t.rows, first_row), f.smin(left, t.tile_rows))
+        self._finish_rows(c, rows)
         f.branch(after)
         f.label(after)
         f.close_loop(down, [f.offset(c, below)])
@@ -554,10 +559,9 @@ class _Emitter:
 
     def _finish(self) -> None:
         row = coordinates(self.f, self.t.rows, self.row0)
-        self._finish_rows(self.scratch["c"], row, self.rows)
+        rows = Rows(self.t.rows, row, self.rows, self.batch_coords)
+        self._finish_rows(self.scratch["c"], rows)
 
-    def _finish_rows(self, c: str, row: Mapping[int, str], count: str) -> None:
-        """Run the epilogue over `count` rows of C, the first at given coordinates."""
-        columns = Columns(self.col0, self.cols, *self.t.chunks)
-        rows = Rows(self.t.rows, row, count, self.batch_coords)
-        self.epilogue.over(rows, columns, c, self.c_row)
+    def _finish_rows(self, c: str, rows: Rows) -> None:
+        """Run the epilogue over rows of C."""
+        self.epilogue.over(rows, Columns(self.col0, self.cols, *self.t.chunks), c, self.c_row)

@@ -279,6 +279,11 @@ class FunctionText:
         t = f"<{lanes} x {scalar}>"
         return self.call(t, f"llvm.{name}.{suffix(scalar, lanes)}", *((t, x) for x in operands))
 
+    def prefetch(self, address: str, level: int = 1, *, write: bool = False) -> None:
+        """Ask for a cache line that is soon read, or written, in the first or second cache."""
+        kinds = (("i32", str(int(write))), ("i32", str(4 - level)), ("i32", "1"))
+        self.call("void", "llvm.prefetch.p0", ("ptr", address), *kinds)
+
     # ---- loops
 
     def open_loop(
