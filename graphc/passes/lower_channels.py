@@ -29,7 +29,7 @@ from graphc.kernel import (
     rebuild,
 )
 
-WIDEST = 8
+WIDEST = 4
 """Most columns of a group: a matrix kernel is better at more."""
 
 SIDE_BY_SIDE = 4

@@ -8,9 +8,9 @@ a data-dependent index and yields a `Place`.  Imports: memory, text, kernel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from graphc.backends.codegen.memory import Place, both
+from graphc.backends.codegen.memory import ROOM, Place, both
 from graphc.backends.codegen.text import (
     LANE_INDEX,
     LANES,
@@ -115,6 +115,11 @@ def advance(
         if opened >> axis & 1:
             pointer = f.offset(cursor.pointer, f.mul(index[axis], step))
             cursor = Cursor(pointer, cursor.guard)
+    if address.rounded is not None and opened >> vec & 1:
+        div, step = address.rounded
+        if LANES % div == 0:
+            pointer = f.offset(cursor.pointer, f.mul(f.udiv(index[vec], div), step))
+            cursor = Cursor(pointer, cursor.guard)
     for term in address.guarded:
         if term.axes & opened and not term.axes & ~available and not term.axes >> vec & 1:
             cursor = _pass_guard(f, cursor, term, _numerator(f, term, index))
@@ -152,6 +157,14 @@ class _Lanes:
     offsets: str | None  # further bytes per lane, where they are not affine
     distinct: bool
     repeats: tuple[int, int] | None = None  # see memory.Place
+    moved: int = 0
+
+    def move(self, f: FunctionText, distance: str) -> None:
+        """Go on by some bytes."""
+        if distance.isdigit() and int(distance) + self.moved <= ROOM:
+            self.moved += int(distance)
+        else:
+            self.pointer = f.offset(self.pointer, distance)
 
 
 def resolve(
@@ -186,9 +199,9 @@ def _vector_axis(
 ) -> None:
     step = address.steps.get(vec, "0")
     lanes.step = step
-    lanes.pointer = f.offset(lanes.pointer, f.mul(step, LANES * unit))
+    lanes.move(f, f.mul(step, LANES * unit))
     if address.rounded is not None:
-        _rounded(f, lanes, address, *address.rounded, f.add(index[vec], LANES * unit))
+        _rounded(f, lanes, address, *address.rounded, index[vec], unit)
     for term in address.guarded:
         if not term.axes >> vec & 1:
             continue
@@ -206,11 +219,21 @@ def _vector_axis(
 
 
 def _rounded(
-    f: FunctionText, lanes: _Lanes, address: Address, div: int, step: str, first: str
+    f: FunctionText,
+    lanes: _Lanes,
+    address: Address,
+    div: int,
+    step: str,
+    index: str,
+    unit: int,
 ) -> None:
-    """Lane i is `(first + i) / div` steps on, rounded down; first is a multiple of LANES."""
+    """Lane i is `(first + i) / div` steps on, rounded down; first is a multiple of LANES.
+
+    If div divides LANES, the steps to index are in the pointer already.
+    """
+    first = f.add(index, LANES * unit)
     if LANES % div == 0:
-        lanes.pointer = f.offset(lanes.pointer, f.mul(f.udiv(first, div), step))
+        lanes.move(f, f.mul(step, LANES // div * unit))
         apart = int(step) // address.itemsize if step.isdigit() else LANES
         if lanes.step == "0" and (LANES // div - 1) * apart < LANES:
             lanes.repeats = (div, apart)
@@ -298,7 +321,8 @@ def _place(f: FunctionText, address: Address, lanes: _Lanes) -> Place:
     kind = "any"
     if lanes.repeats is not None:
         if lanes.offsets is None and lanes.mask is None and lanes.step == "0":
-            return Place("repeat", lanes.pointer, "", lanes.guard, None, False, lanes.repeats)
+            found = Place("repeat", lanes.pointer, "", lanes.guard, None, False, lanes.repeats)
+            return replace(found, moved=lanes.moved)
         div, apart = lanes.repeats
         moved = [f"i64 {i // div * apart * address.itemsize}" for i in range(LANES)]
         _add_offsets(f, lanes, "<" + ", ".join(moved) + ">")
@@ -316,7 +340,8 @@ def _place(f: FunctionText, address: Address, lanes: _Lanes) -> Place:
         offsets = _ramp(f, "0", lanes.step)
         if lanes.offsets is not None:
             offsets = f.value(f"add {_I64} {offsets}, {lanes.offsets}")
-    return Place(kind, lanes.pointer, offsets, lanes.guard, lanes.mask, distinct)
+    place = Place(kind, lanes.pointer, offsets, lanes.guard, lanes.mask, distinct)
+    return replace(place, moved=lanes.moved)
 
 
 def _ramp(f: FunctionText, first: str, step: str) -> str:

@@ -36,6 +36,7 @@ class Place:
     guard       i1: nothing may be touched unless it holds (None: it does)
     mask        lanes that lie inside the buffer (None: all)
     distinct    different lanes are different elements
+    moved       bytes, up to ROOM, to add to `pointer`
     repeats     (n, apart): each n lanes share an element, `apart` elements after that of those
                 before
     """
@@ -47,6 +48,11 @@ class Place:
     mask: str | None
     distinct: bool
     repeats: tuple[int, int] = (1, 1)
+    moved: int = 0
+
+    def address(self, f: FunctionText) -> str:
+        """The pointer, for who may touch memory."""
+        return f.offset(self.pointer, self.moved)
 
 
 def both(f: FunctionText, a: str | None, b: str | None, type_: str = MASK) -> str | None:
@@ -60,15 +66,25 @@ def splat_mask(f: FunctionText, guard: str | None) -> str | None:
     return None if guard is None else f.splat("i1", guard)
 
 
-def _safe(f: FunctionText, dtype: DType, place: Place, pointer: str, fill: float) -> str:
-    """The pointer, or where the guard fails one to the fill: branch-free, never out of bounds."""
-    if place.guard is None:
-        return pointer
-    m = memory_type(dtype)
-    text = literal(fill, m)
-    name = f"graphc.fill.{m}.{text}"
-    f.declarations[name] = f"@{name} = internal constant {vector(m)} splat ({m} {text})"
-    return f.value(f"select i1 {place.guard}, ptr {pointer}, ptr @{name}")
+ROOM = 3 * 8 * LANES
+"""Bytes from the first of the vectors of one step to the last, if they are adjacent."""
+
+
+def _safe(
+    f: FunctionText, dtype: DType, place: Place, pointer: str, fill: float, moved: int = 0
+) -> str:
+    """The pointer, or where the guard fails one to the fill: branch-free, never out of bounds.
+
+    What is `moved` comes after the choice, so that vectors of one step share it.
+    """
+    if place.guard is not None:
+        m = memory_type(dtype)
+        text = literal(fill, m)
+        name = f"graphc.fill.{m}.{text}"
+        t = f"<{LANES + ROOM // dtype.itemsize} x {m}>"
+        f.declarations[name] = f"@{name} = internal constant {t} splat ({m} {text})"
+        pointer = f.value(f"select i1 {place.guard}, ptr {pointer}, ptr @{name}")
+    return f.offset(pointer, moved)
 
 
 def _from_memory(f: FunctionText, dtype: DType, value: str) -> str:
@@ -89,7 +105,7 @@ def load(f: FunctionText, dtype: DType, place: Place, mask: str | None, fill: fl
         return _gather(f, dtype, place, mask, fill)
     m, size = memory_type(dtype), dtype.itemsize
     if place.kind == "one":
-        pointer = _safe(f, dtype, place, place.pointer, fill)
+        pointer = _safe(f, dtype, place, place.pointer, fill, place.moved)
         value = f.splat(m, f.value(f"load {m}, ptr {pointer}, align {size}"))
     elif place.kind == "repeat":
         value = _repeated(f, dtype, place, mask, fill)
@@ -101,11 +117,12 @@ def load(f: FunctionText, dtype: DType, place: Place, mask: str | None, fill: fl
 def _adjacent(f: FunctionText, dtype: DType, place: Place, mask: str | None, fill: float) -> str:
     m, size = memory_type(dtype), dtype.itemsize
     t = vector(m)
-    pointer = place.pointer
     if place.kind == "down":
-        pointer = f.offset(pointer, -(LANES - 1) * size)
+        pointer = f.offset(place.address(f), -(LANES - 1) * size)
         mask = _reverse(f, MASK, mask)
-    pointer = _safe(f, dtype, place, pointer, fill)
+        pointer = _safe(f, dtype, place, pointer, fill)
+    else:
+        pointer = _safe(f, dtype, place, place.pointer, fill, place.moved)
     if mask is None:
         value = f.value(f"load {t}, ptr {pointer}, align {size}")
     else:
@@ -124,6 +141,8 @@ def _repeated(f: FunctionText, dtype: DType, place: Place, mask: str | None, fil
     """Elements that several lanes share: only those are touched, of adjacent ones."""
     m, t = memory_type(dtype), vector(memory_type(dtype))
     n, apart = place.repeats
+    if mask is None and n * dtype.itemsize >= _REGISTER:
+        return _splats(f, dtype, place, fill)
     wanted = [lane // n * apart for lane in range(LANES)]
     touched = "<" + ", ".join(f"i1 {str(i in wanted).lower()}" for i in range(LANES)) + ">"
     if mask is not None:
@@ -131,13 +150,34 @@ def _repeated(f: FunctionText, dtype: DType, place: Place, mask: str | None, fil
     value = f.call(
         t,
         f"llvm.masked.load.{suffix(m)}.p0",
-        ("ptr", _safe(f, dtype, place, place.pointer, fill)),
+        ("ptr", _safe(f, dtype, place, place.pointer, fill, place.moved)),
         ("i32", str(dtype.itemsize)),
         (MASK, touched),
         (t, "zeroinitializer"),
     )
     lanes = ", ".join(f"i32 {i}" for i in wanted)
     return f.value(f"shufflevector {t} {value}, {t} poison, <{LANES} x i32> <{lanes}>")
+
+
+_REGISTER = 32
+"""Bytes of the vectors that a target fills with one element as fast as it loads them."""
+
+
+def _splats(f: FunctionText, dtype: DType, place: Place, fill: float) -> str:
+    """An element for each of several adjoining vectors."""
+    m, size = memory_type(dtype), dtype.itemsize
+    n, apart = place.repeats
+    pointer = _safe(f, dtype, place, place.pointer, fill, place.moved)
+    parts = []
+    for i in range(LANES // n):
+        at = f.offset(pointer, i * apart * size)
+        parts.append(f.splat(m, f.value(f"load {m}, ptr {at}, align {size}")))
+    joined = parts[0]
+    t = vector(m)
+    for i, part in enumerate(parts[1:], 1):
+        lanes = ", ".join(f"i32 {j if j < i * n else j + LANES}" for j in range(LANES))
+        joined = f.value(f"shufflevector {t} {joined}, {t} {part}, <{LANES} x i32> <{lanes}>")
+    return joined
 
 
 def _first_lanes(f: FunctionText, mask: str, wanted: list[int], touched: str) -> str:
@@ -157,7 +197,7 @@ def _reverse(f: FunctionText, type_: str, value: str | None) -> str | None:
 
 def _pointers(f: FunctionText, place: Place) -> tuple[str, str]:
     t = vector("ptr")
-    return t, f.value(f"getelementptr i8, ptr {place.pointer}, {vector('i64')} {place.offsets}")
+    return t, f.value(f"getelementptr i8, ptr {place.address(f)}, {vector('i64')} {place.offsets}")
 
 
 def _inside(f: FunctionText, place: Place, mask: str | None) -> str:
@@ -213,7 +253,7 @@ def _store(
 ) -> None:
     mask = both(f, mask, place.mask)
     if place.kind == "one":
-        _store_one(f, dtype, place.pointer, mask if lanes else None, value, add, lanes)
+        _store_one(f, dtype, place.address(f), mask if lanes else None, value, add, lanes)
     elif place.kind == "any":
         _scatter(f, dtype, place, mask, value, add)
     else:
@@ -283,7 +323,7 @@ def _store_adjacent(
     if add:
         value = emit_scalar(f, "add", (load(f, dtype, place, mask), value), dtype, dtype)
     value = _to_memory(f, dtype, value)
-    pointer = place.pointer
+    pointer = place.address(f)
     if place.kind == "down":
         pointer = f.offset(pointer, -(LANES - 1) * size)
         mask = _reverse(f, MASK, mask)
@@ -348,7 +388,7 @@ def _add_in_turn(f: FunctionText, dtype: DType, place: Place, mask: str | None, 
     f.label(f"y{label}")
     source = f.value(f"getelementptr {m}, ptr {VALUES_SLOT}, i64 {loop.index}")
     new = f.value(f"load {m}, ptr {source}, align {size}")
-    pointer = f.offset(place.pointer, offset)
+    pointer = f.offset(place.address(f), offset)
     old = f.value(f"load {m}, ptr {pointer}, align {size}")
     operation = "fadd" if dtype.is_float else "or" if dtype.is_bool else "add"
     total = f.value(f"{operation} {m} {old}, {new}")
