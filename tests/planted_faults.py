@@ -29,7 +29,7 @@ from graphc.backends.codegen import (
     scalar,
     stages,
 )
-from graphc.backends.llvm import tables
+from graphc.backends.llvm import keeping, tables
 from graphc.builder import Builder
 from graphc.kernel import Term
 from graphc.nest import Nest
@@ -40,6 +40,7 @@ from graphc.passes import (
     facts,
     fold,
     fuse,
+    keep,
     layout,
     lower,
     lower_contraction,
@@ -707,6 +708,43 @@ def live_values_share_memory(p: Patch) -> None:
 @fault("plan_memory", case=checked_step)
 def the_commit_point_is_too_early(p: Patch) -> None:
     p.wrap(plan_memory._Planner, "_commit", lambda original, self: 0)
+
+
+def kept_square() -> Case:
+    x = gx.placeholder("f32", (2, 4), name="x")
+    w, v = gx.Variable(np.ones((4, 4), np.float32)), gx.Variable(np.ones(4, np.float32))
+    return [x @ (w * w), gx.assign(v, gx.exp(v * 2))], {x: np.ones((2, 4))}
+
+
+@fault("plan_memory", case=kept_square)
+def variables_that_are_written_count_as_lasting(p: Patch) -> None:
+    p.set(keep, "LEAST_WORK", 0)
+    p.wrap(keep, "lasting_variables", lambda original, program: {*map(id, program.variables())})
+    p.wrap(
+        keep._Search,
+        "_follow",
+        lambda original, self, step: self.outside.clear() or original(self, step),
+    )
+
+
+@fault("plan_memory", case=kept_square)
+def what_is_kept_lies_where_it_is_not_made(p: Patch) -> None:
+    p.set(keep, "LEAST_WORK", 0)
+    p.wrap(
+        plan_memory._KeepingPlanner,
+        "_place_borders",
+        lambda original, self: plan_memory._Planner._place_borders(self),
+    )
+
+
+@fault("run", case=kept_square)
+def a_step_of_what_is_kept_is_passed_over(p: Patch) -> None:
+    p.set(keep, "LEAST_WORK", 0)
+    p.wrap(
+        keeping.Keeping,
+        "make",
+        lambda original, self, wanted, *rest: original(self, (), *rest),
+    )
 
 
 @fault("plan_memory", case=of(lambda x, y: gx.tanh(x @ y), (3, 4), (4, 7)))

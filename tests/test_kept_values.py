@@ -186,6 +186,20 @@ def test_only_what_is_worth_its_memory_is_kept() -> None:
     assert not plan_of([x * 2, masked]).kept  # a fetch has an array of its own in each run
 
 
+def test_normalization_joins_the_convolution_before_it() -> None:
+    x = gx.placeholder("f32", ("batch", 12, 12, 64), name="x")
+    h = gx.nn.layers.conv2d(x, 64, 3, use_bias=False)
+    y = gx.nn.relu(gx.nn.layers.batch_normalization(h, training=False))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(keep, "LEAST_WORK", 0)
+        plan = plan_of(y)
+    assert len(plan.steps) == 1
+    (scale,) = plan.kept
+    assert scale.bytes == 4 * 64
+    names = {plan.variables[i].name.split("/")[-1] for i in scale.sources}
+    assert names == {"gamma", "moving_variance"}
+
+
 def test_steps_that_may_fail_are_not_kept() -> None:
     x = gx.placeholder("f32", (None, N))
     w = gx.Variable(WEIGHTS)

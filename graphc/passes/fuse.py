@@ -9,8 +9,9 @@ value broadcast back along the reduced axes may be used by full members, which t
 stage.  Contraction and nest groups take elementwise members of their own shape behind their result.
 
 A node's candidate is the latest group among its inputs: every other input comes earlier, so joining
-cannot make a cycle and nothing has to be searched.  Linear in the number of nodes.
-Imports: program, passes.groups, passes.regroup, passes.views.
+cannot make a cycle and nothing has to be searched.  What follows from state alone is placed first:
+it never keeps the work on fed values apart.  Linear in the number of nodes.
+Imports: program, passes.groups, passes.lasting, passes.regroup, passes.views.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from graphc.dims import DimLike
 from graphc.nest import Nest, contiguous
 from graphc.node import OPS, Node, Tensor
 from graphc.passes.groups import ACC, CHUNK, FULL, MAX_MEMBERS, REDUCED, Fusion, Group
+from graphc.passes.lasting import lasting_first
 from graphc.passes.regroup import merge_siblings, recompute
 from graphc.passes.uniform import Uniforms
 from graphc.passes.views import View, Views, same_strides
@@ -67,7 +69,7 @@ def _own_roots(program: Program, uniforms: Uniforms) -> Program:
 class _Fuser:
     def __init__(self, program: Program, uniforms: Uniforms) -> None:
         self.program = program
-        self.order = program.order()
+        self.order = lasting_first(program)
         self.views = Views()
         self.uniforms = uniforms
         self.bases: dict[int, list[Tensor]] = {}

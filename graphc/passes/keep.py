@@ -5,9 +5,8 @@
 
 A step is kept if it reads nothing but constants, variables that the program does not write, and
 what other kept steps make; if it cannot fail, and all its sizes are known.  What it makes must be
-worth its memory: not much larger than what it was made of.  A program that is fed nothing keeps
-nothing: all of it follows from its state, and who runs it again wants it done again.
-Imports: fuse, operands, kernel.
+worth its memory: not much larger than what it was made of.
+Imports: groups, lasting, operands, kernel.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from graphc.kernel import Contraction, Kernel, sizes_of
 from graphc.node import Tensor
 from graphc.passes.groups import Fusion
+from graphc.passes.lasting import lasting_variables
 from graphc.passes.operands import LoweredStep, Value, value_bytes
 
 FIXED = ("constant", "random_key")
@@ -89,9 +89,8 @@ class _Search:
 
     def __init__(self, fusion: Fusion, steps: Sequence[LoweredStep]) -> None:
         program = fusion.program
-        written = {id(v) for v, _ in program.updates}
         self.steps = steps
-        self.leaves = {id(v) for v in program.variables() if id(v) not in written}
+        self.leaves = lasting_variables(program)
         self.outside = {id(fusion.views.of(t).base) for t in program.roots}
         self.sources: dict[int, Sources] = {}  # of every value that could be kept
         writers: dict[int, int] = {}
