@@ -91,7 +91,7 @@ def test_a_trace_shows_which_steps_ran() -> None:
         shown.append([e.label for e in trace.events if e.label.startswith("keep ")])
         rest = len(trace.events) - len(shown[-1])
         assert rest == len(plan_of(model.y).steps)
-    assert len(shown[0]) == 1
+    assert shown[0] == ["keep multiply", "keep pack"]
     assert shown[1:] == [[], []]
 
 
@@ -200,6 +200,20 @@ def test_normalization_joins_the_convolution_before_it() -> None:
     assert names == {"gamma", "moving_variance"}
 
 
+def test_what_is_packed_of_kept_values_is_kept_in_their_place() -> None:
+    x = gx.placeholder("f32", ("batch", 512), name="x")
+    w, mask = (gx.Variable(np.ones((512, 64), np.float32)) for _ in range(2))
+    y = x @ (w * mask)
+    plan = plan_of(y)
+    assert plan.keeping is not None
+    assert [step.label for step in plan.keeping.steps] == ["keep multiply", "keep pack"]
+    assert plan.kept_bytes == 4 * 512 * 64
+    assert len(plan.steps) == 1
+    tight = plan_of(y, memory_budget=plan.kept_bytes + 2048, sizes={"batch": 1})
+    assert not tight.kept
+    assert "pack" not in [step.label for step in tight.steps]  # it would not pay for one run
+
+
 def test_steps_that_may_fail_are_not_kept() -> None:
     x = gx.placeholder("f32", (None, N))
     w = gx.Variable(WEIGHTS)
@@ -269,7 +283,10 @@ def test_only_what_has_changed_is_made_again() -> None:
         assert steps_run(lambda: session.run(step, {x: FED})) == 0
         trace = gx.Trace()
         session.run(y, {x: FED}, gx.RunOptions(trace=trace))
-        assert [e.label for e in trace.events if e.label.startswith("keep")] == ["keep square"]
+        assert [e.label for e in trace.events if e.label.startswith("keep")] == [
+            "keep square",
+            "keep pack",
+        ]
 
 
 def test_functions_keep_too() -> None:

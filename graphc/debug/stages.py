@@ -298,7 +298,7 @@ class _Check:
         fusion = _raised("fuse", lambda: fuse.fuse(program), program)
         same_roots("fuse", program.roots, fusion.program, samples, "a root is another than before")
         self.done("fuse", f"{len(fusion.groups)} groups")
-        lowered = _raised("lower", lambda: lower.lower(fusion, compiler.cut_of), program)
+        lowered = _raised("lower", lambda: lower.lower(fusion, compiler.cut_of, keep=keep), program)
         buffers = Buffers(samples)
         check_steps(
             fusion, lowered, buffers, sizes, lambda f, group: blamed(f, group, samples, _lowered)

@@ -15,14 +15,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphc.kernel import Contraction, Kernel, sizes_of
+from graphc.kernel import Contraction, Kernel
 from graphc.node import Tensor
 from graphc.passes.groups import Fusion
-from graphc.passes.lasting import lasting_variables
+from graphc.passes.lasting import follows, is_fixed, lasting_variables
 from graphc.passes.operands import LoweredStep, Value, value_bytes
-
-FIXED = ("constant", "random_key")
-"""Leaves whose value is known and lies in memory."""
 
 GROWTH = 4
 """A value is kept if it is at most this much larger than what it was made of."""
@@ -102,7 +99,7 @@ class _Search:
 
     def _follow(self, step: LoweredStep) -> bool:
         """Whether the step follows from variables and constants alone; notes from which."""
-        if step.checks or any(map(sizes_of, step.kernels)):
+        if not follows(step):
             return False
         made = [step.args[w] for w in step.writes]
         if any(id(v) in self.outside or not isinstance(value_bytes(v), int) for v in made):
@@ -114,7 +111,7 @@ class _Search:
             known = self.sources.get(id(value))
             if known is not None:
                 sources.update(known)
-            elif id(value) in self.leaves or _is_fixed(value):
+            elif id(value) in self.leaves or is_fixed(value):
                 sources[id(value)] = value
             else:
                 return False
@@ -142,10 +139,6 @@ class _Search:
         sources = [value_bytes(v) for v in self.sources[id(value)].values()]
         whole = sum(n for n in sources if isinstance(n, int))
         return isinstance(size, int) and size <= max(SMALL, GROWTH * whole)
-
-
-def _is_fixed(value: Value) -> bool:
-    return isinstance(value, Tensor) and value.node.op.name in FIXED
 
 
 def _work(kernel: Kernel) -> float:

@@ -1,12 +1,22 @@
 """What of a program stays the same from run to run, as long as its variables do.
 
-Imports: program, node.
+Imports: operands, kernel, program, node.
 """
 
 from __future__ import annotations
 
-from graphc.node import Node
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from graphc.kernel import sizes_of
+from graphc.node import Node, Tensor
 from graphc.program import Program
+
+if TYPE_CHECKING:
+    from graphc.passes.operands import LoweredStep, Value
+
+FIXED = ("constant", "random_key")
+"""Leaves whose value is known and lies in memory."""
 
 
 def lasting_variables(program: Program) -> set[int]:
@@ -47,3 +57,29 @@ def lasting_first(program: Program) -> list[Node]:
             rest.append(node)
             changing.update(map(id, node.outputs))
     return [*first, *rest] if program.inputs else program.order()
+
+
+def lasting_values(program: Program, steps: Sequence[LoweredStep]) -> set[int]:
+    """What lasts of all that steps read, by id: leaves, and what steps make of these alone.
+
+    A step that may fail, or whose sizes are not known, makes what it makes in every run.
+    """
+    if not program.inputs:
+        return set()
+    found = lasting_variables(program)
+    for s in steps:
+        read = [v for j, v in enumerate(s.args) if j not in s.writes]
+        found.update(id(v) for v in read if is_fixed(v))
+        if follows(s) and all(id(v) in found for v in read):
+            found.update(id(s.args[w]) for w in s.writes)
+    return found
+
+
+def follows(step: LoweredStep) -> bool:
+    """Whether what a step makes follows from what it reads, whatever is fed."""
+    return not step.checks and not any(map(sizes_of, step.kernels))
+
+
+def is_fixed(value: Value) -> bool:
+    """Whether a value is known before any run, and in memory."""
+    return isinstance(value, Tensor) and value.node.op.name in FIXED

@@ -23,13 +23,18 @@ __all__ = ["CutOf", "LoweredStep", "lower"]
 
 
 def lower(
-    fusion: Fusion, cut_of: CutOf | None = None, packs: bool = True, fast_math: bool = False
+    fusion: Fusion,
+    cut_of: CutOf | None = None,
+    packs: bool = True,
+    fast_math: bool = False,
+    keep: bool = True,
 ) -> list[LoweredStep]:
     """The steps of a fused program, in an order that respects dependencies.
 
     With `cut_of` contractions carry their cuts, so that they can share kernels, and if `packs`
     steps pack their operands where that pays in time: it takes memory.
     fast_math  whether rounding errors may be larger than those of the operators' definitions
+    keep  whether what is packed of variables that stay as they are is packed once for many runs
     """
     steps: list[LoweredStep] = []
     known: dict[Hashable, _Template] = {}
@@ -42,7 +47,7 @@ def lower(
             steps.extend(made)
         else:
             steps.extend(template.on(values, group))
-    return steps if cut_of is None else pack_operands(fusion, steps, cut_of, packs)
+    return steps if cut_of is None else pack_operands(fusion, steps, cut_of, packs, keep)
 
 
 def lower_group(fusion: Fusion, group: Group, fast_math: bool) -> list[LoweredStep]:

@@ -5,7 +5,7 @@
 
 A panel is as many columns as the register tile is wide, so that code reads one contiguous stream.
 Contractions that read the same elements in the same panels share a step, however many there are.
-Bits do not change.  Imports: kernel, dims, types, fuse, operands.
+Bits do not change.  Imports: kernel, dims, types, fuse, lasting, operands.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from graphc.kernel import (
 )
 from graphc.node import Tensor
 from graphc.passes.groups import Fusion
+from graphc.passes.lasting import lasting_values
 from graphc.passes.operands import LoweredStep, Partial, Value
 from graphc.types import DType
 
@@ -73,10 +74,17 @@ class Source:
 
 
 def pack_operands(
-    fusion: Fusion, steps: Sequence[LoweredStep], cut_of: CutOf, packs: bool = True
+    fusion: Fusion,
+    steps: Sequence[LoweredStep],
+    cut_of: CutOf,
+    packs: bool = True,
+    keep: bool = True,
 ) -> list[LoweredStep]:
-    """The steps with contractions cut, and if `packs` with steps that pack where those pay."""
-    return _Packer(fusion, steps, cut_of, packs).steps()
+    """The steps with contractions cut, and if `packs` with steps that pack where those pay.
+
+    keep  whether what is packed of variables alone will be kept between runs
+    """
+    return _Packer(fusion, steps, cut_of, packs, keep).steps()
 
 
 def packed(c: Contraction, panel: int) -> Contraction:
@@ -103,16 +111,18 @@ class _Operand:
 
 class _Packer:
     def __init__(
-        self, fusion: Fusion, steps: Sequence[LoweredStep], cut_of: CutOf, packs: bool
+        self,
+        fusion: Fusion,
+        steps: Sequence[LoweredStep],
+        cut_of: CutOf,
+        packs: bool,
+        keep: bool,
     ) -> None:
         self.given = steps
         self.packs = packs
         self.kernels = [s.kernels for s in steps]  # kept, as what is known of them goes by identity
         self.cut_of = cut_of
-        updated = {id(v) for v, _ in fusion.program.updates}
-        self.lasting: set[int] = set()
-        if fusion.program.inputs:  # else nothing stays from run to run, see `keep`
-            self.lasting = {id(v) for v in fusion.program.variables()} - updated
+        self.lasting = lasting_values(fusion.program, steps) if keep else set()
         self._cut: dict[tuple[int, int], Contraction] = {}
         self._sources: dict[int, Source | None] = {}
         self._operands: dict[tuple[int, Source], _Operand] = {}
@@ -175,7 +185,7 @@ class _Packer:
     def _pays(self, c: Contraction, value: Value, operand: _Operand) -> bool:
         """Whether a step that packs takes less than packing in the blocks, of all readers."""
         elements = _assumed(c.k) * _assumed(c.n)
-        if self._lasts(value):
+        if id(value) in self.lasting:
             return elements >= FEW_ELEMENTS  # packed once for many runs
         if operand.most <= FEW_ROWS or (c.batch and not _is_leaf(value)):
             return False
@@ -183,12 +193,6 @@ class _Packer:
         if not _is_leaf(value):
             again -= COMPUTED
         return again * elements >= WORTH
-
-    def _lasts(self, value: Value) -> bool:
-        """Whether a value stays the same from run to run."""
-        return id(value) in self.lasting or (
-            isinstance(value, Tensor) and value.node.op.name == "constant"
-        )
 
 
 def _is_leaf(value: Value) -> bool:

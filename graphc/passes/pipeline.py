@@ -113,7 +113,7 @@ def build_plan(
     fusion = fuse(program)
     trace.note("fuse", started)
     started = time.perf_counter()
-    steps = lower(fusion, cut_of, fast_math=fast_math)
+    steps = lower(fusion, cut_of, fast_math=fast_math, keep=keep)
     trace.note("lower", started)
     started = time.perf_counter()
     ordered = schedule(fusion, steps, facts)
@@ -122,7 +122,8 @@ def build_plan(
     kept = find_kept(fusion, ordered) if keep else None
     plan = plan_memory(fusion, ordered, blocks_of, facts, kept)
     if budget is not None and plan.kept and plan.peak_bytes(budget.sizes) > budget.bytes:
-        plan = plan_memory(fusion, ordered, blocks_of, facts)
+        steps = lower(fusion, cut_of, fast_math=fast_math, keep=False)
+        plan = plan_memory(fusion, schedule(fusion, steps, facts), blocks_of, facts)
     if budget is not None and plan.arena_bytes(budget.sizes) > budget.bytes:
         facts = Facts(Estimate(budget.sizes))
         steps = lower(fusion, cut_of, packs=False, fast_math=fast_math)

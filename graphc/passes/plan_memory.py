@@ -5,7 +5,7 @@ output takes over the memory of an input that dies in the same step where the ke
 element only in the iteration that writes it.  Variables are updated in place when nobody reads the
 old value later and no later step can fail; otherwise by a copy after the commit point.  The steps
 that make what is kept between runs become a plan of their own, with the same kernels.
-Imports: plan, kernel, operands, fuse, program, place, facts, keep, share_kernels.
+Imports: plan, kernel, operands, fuse, program, place, facts, keep, lasting, share_kernels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from graphc.location import UNKNOWN
 from graphc.node import Tensor
 from graphc.passes.facts import Facts
 from graphc.passes.groups import Fusion
-from graphc.passes.keep import FIXED, KeptSteps
+from graphc.passes.keep import KeptSteps
+from graphc.passes.lasting import is_fixed
 from graphc.passes.operands import CheckSite, LoweredStep, Value
 from graphc.passes.place import Block, keep_longer, place
 from graphc.passes.share_kernels import share_kernels
@@ -176,7 +177,7 @@ class _Planner:
 
     def _place_constants(self) -> None:
         for value in (v for step in self.steps for v in step.args):
-            if not isinstance(value, Tensor) or value.node.op.name not in FIXED:
+            if not isinstance(value, Tensor) or not is_fixed(value):
                 continue
             if id(value) not in self.refs:
                 self.refs[id(value)] = Ref("constant", len(self.constants))
