@@ -75,6 +75,18 @@ def pack_copies(
     f.close_loop(rows, [f.offset(at, stride)])
 
 
+def clear_missing(f: FunctionText, memory: str, first: str, last: str, itemsize: int) -> None:
+    """Zero packed rows that lie beyond the block, from one byte to another.
+
+    Their sums are never stored, but arithmetic on whatever the stack holds, denormal numbers above
+    all, can be many times slower.
+    """
+    clear = f.open_loop(first, last, 64)
+    at = f.offset(memory, clear.index)
+    f.emit(f"store <64 x i8> zeroinitializer, ptr {at}, align {itemsize}")
+    f.close_loop(clear)
+
+
 def pack_needed(
     f: FunctionText,
     p: Packer,

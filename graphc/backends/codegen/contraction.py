@@ -11,12 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graphc.backends.codegen.contract_access import (
-    Group,
     Operand,
     Record,
     Table,
     coordinates,
-    record_words,
     sum_records,
 )
 from graphc.backends.codegen.contract_epilogue import Columns, Epilogue, Rows
@@ -30,14 +28,15 @@ from graphc.backends.codegen.contract_microkernel import Runs, Tile, emit_tile, 
 from graphc.backends.codegen.contract_packing import (
     Lanes,
     Packer,
+    clear_missing,
     pack_copies,
     pack_needed,
     pack_transposed,
 )
-from graphc.backends.codegen.contract_rows import RowScratch, RowsInPlace, table_slots
+from graphc.backends.codegen.contract_rows import RowScratch, RowsInPlace
+from graphc.backends.codegen.contract_scratch import Scratch
 from graphc.backends.codegen.contract_tiling import (
     SPREAD_ROWS,
-    Packing,
     Tiling,
     block_count,
     cut_of,
@@ -50,7 +49,7 @@ from graphc.backends.codegen.contract_winograd import (
     winograd_cut,
 )
 from graphc.backends.codegen.targets import Target, host_target
-from graphc.backends.codegen.text import LANES, FunctionText, scalar_type
+from graphc.backends.codegen.text import FunctionText, scalar_type
 from graphc.dims import DimLike
 from graphc.kernel import Contraction, Cut, sizes_of
 
@@ -103,80 +102,22 @@ class _Emitter:
         self.batch, _, _, self.k = groups(c)
         self.itemsize = c.dtype.itemsize
         self.scalar = scalar_type(c.dtype)
-        self.pad = max(16, t.lanes)
-        self._layout()
+        self.room = Scratch(f, c, t)
+        self.scratch = self.room.places
         axes = range(len(c.axes))
         self.left = Operand(f, t.left, self.itemsize, axes)
         self.right = Operand(f, t.right, self.itemsize, axes)
         self.epilogue = Epilogue(f, c, t.cols)
         along_rows, along_cols = t.pack_left.mode == "panels", t.pack_right.mode != "transpose"
-        self.left_tables = self._tables(self.left, t.rows, t.pack_left, along_rows, "left")
-        self.right_tables = self._tables(self.right, t.cols, t.pack_right, along_cols, "right")
+        self.left_tables = self.room.tables(
+            self.left, t.rows, self.k, t.pack_left, along_rows, "left"
+        )
+        self.right_tables = self.room.tables(
+            self.right, t.cols, self.k, t.pack_right, along_cols, "right"
+        )
         window = self.k.axes[-t.pack_left.fused] if t.pack_left.mode == "direct" else None
         tables = RowScratch(*(self.scratch[n] for n in ("runs", "needed", "zeros", "cut")))
         self.in_place = RowsInPlace(self.left, t.rows, self.left_tables[1], tables, window)
-
-    # ---- scratch memory
-
-    def _layout(self) -> None:
-        """Place the packed operands, C and the tables in one stack allocation."""
-        t, f, size = self.t, self.f, self.itemsize
-        rows, cols, depth = t.most.rows, t.most.cols, t.most.depth
-        left_words, right_words = record_words(t.left), record_words(t.right)
-        self.depth = f.dim(t.depth)
-        if t.pack_left.mode == "panels":
-            self.a_row, self.a_step = size, t.tile_rows * size
-            self.a_panel = f.mul(self.depth, self.a_step)
-            most_a = depth * self.a_step
-        else:
-            self.a_row, self.a_step = (depth + self.pad) * size, size
-            self.a_panel = str(t.tile_rows * self.a_row)
-            most_a = t.tile_rows * self.a_row
-        self.b_step = t.tile_cols * size
-        self.b_panel = f.mul(self.depth, self.b_step)
-        wide = -(-cols // LANES) * LANES
-        self.c_row = (wide + LANES) * size
-        slack = self.pad * max(t.tile_cols, t.tile_rows, LANES) * size
-        zeros, located = 64, 0
-        if t.pack_left.mode == "direct":
-            zeros, located = -(-depth * size // 64) * 64, table_slots(t.tile_rows)
-        needed = {
-            "zeros": zeros,
-            "runs": 8 * located * t.most.runs,
-            "located": 16 * t.lanes,
-            "square": t.lanes * t.lanes * size,
-            "a": rows // t.tile_rows * most_a + slack,
-            "b": t.most.packed * size + slack,
-            "cut": t.most.cut * size,
-            "c": t.most.sums * self.c_row,
-            "left free": 8 * left_words * rows,
-            "left k": 8 * left_words * t.most.runs,
-            "right free": 8 * right_words * cols,
-            "right k": 0 if t.packed else 8 * right_words * depth,
-            "needed": rows // t.tile_rows * depth if t.skips else t.most.runs,
-        }
-        total = sum(-(-n // 64) * 64 for n in needed.values())
-        memory = f.value(f"alloca [{total} x i8], align 64")
-        self.scratch: dict[str, str] = {}
-        at = 0
-        for what, n in needed.items():
-            self.scratch[what] = f.offset(memory, at)
-            at += -(-n // 64) * 64
-        clear = f.open_loop(0, zeros, 64)
-        zero = f.offset(self.scratch["zeros"], clear.index)
-        f.emit(f"store <64 x i8> zeroinitializer, ptr {zero}, align 64")
-        f.close_loop(clear)
-
-    def _tables(
-        self, operand: Operand, free: Group, packing: Packing, along_free: bool, side: str
-    ) -> tuple[Table, Table]:
-        """The tables of the free (m or n) and k axes; the one copied along is made of runs."""
-        fused_free, fused_k = (packing.fused, 0) if along_free else (0, packing.fused)
-        free_memory, k_memory = self.scratch[f"{side} free"], self.scratch[f"{side} k"]
-        return (
-            Table(self.f, operand, free, fused_free, free_memory),
-            Table(self.f, operand, self.k, fused_k, k_memory),
-        )
 
     # ---- blocks
 
@@ -243,13 +184,13 @@ class _Emitter:
             self._finish()
             f.branch(after)
             f.label(more)
-        whole = f.value(f"icmp sle i64 {self.k_count}, {self.depth}")
-        below = f.value(f"select i1 {whole}, i64 0, i64 {t.tile_rows * self.c_row}")
-        slices = f.open_loop(0, f.smax(self.k_count, 1), self.depth)
+        whole = f.value(f"icmp sle i64 {self.k_count}, {self.room.depth}")
+        below = f.value(f"select i1 {whole}, i64 0, i64 {t.tile_rows * self.room.c_row}")
+        slices = f.open_loop(0, f.smax(self.k_count, 1), self.room.depth)
         left = f.sub(self.k_count, slices.index)
         first = f.value(f"icmp eq i64 {slices.index}, 0")
-        last = f.value(f"icmp sle i64 {left}, {self.depth}")
-        self._tiles_of_slice(slices.index, f.smin(left, self.depth), first, last, below)
+        last = f.value(f"icmp sle i64 {left}, {self.room.depth}")
+        self._tiles_of_slice(slices.index, f.smin(left, self.room.depth), first, last, below)
         f.close_loop(slices)
         f.branch(after)
         f.label(after)
@@ -264,7 +205,7 @@ class _Emitter:
         if t.packed:
             b, panel = self._panels_from(start)
         else:
-            b, panel = self.scratch["b"], self.b_panel
+            b, panel = self.scratch["b"], self.room.b_panel
             self.right_tables[1].fill(f, start, depth)
             self._pack_right(self._packer(self.right, self._origin(self.right)), depth)
         shape, origin = self._tile_shape(), self._origin(self.left)
@@ -296,11 +237,13 @@ class _Emitter:
         origins = {"left": self._origin(self.left), "right": self._origin(self.right)}
         if t.pack_left.mode != "panels":
             self.left_tables[0].fill(f, self.row0, self.rows)
-            self._clear_missing_rows()
+            tiles = self._ceildiv(self.rows, t.tile_rows)
+            part = (f.mul(self.rows, self.room.a_row), f.mul(tiles, self.room.a_panel))
+            clear_missing(f, self.scratch["a"], *part, self.itemsize)
         if t.pack_right.mode == "transpose":
             self.right_tables[0].fill(f, self.col0, self.cols)
-        slices = f.open_loop(0, f.smax(self.k_count, 1), self.depth)
-        depth = f.smin(f.sub(self.k_count, slices.index), self.depth)
+        slices = f.open_loop(0, f.smax(self.k_count, 1), self.room.depth)
+        depth = f.smin(f.sub(self.k_count, slices.index), self.room.depth)
         self.left_tables[1].fill(f, slices.index, depth)
         if not t.packed:
             self.right_tables[1].fill(f, slices.index, depth)
@@ -336,10 +279,10 @@ class _Emitter:
         """Where the panels of the block lie that an earlier step has packed, from step `start` of
         k on, and the bytes from one to the next."""
         f, t = self.f, self.t
-        panel = f.mul(self.k_count, self.b_step)
+        panel = f.mul(self.k_count, self.room.b_step)
         panels = f.mul(self.batch_index, self._ceildiv(self.col_count, t.tile_cols))
         panels = f.add(panels, f.udiv(self.col0, t.tile_cols))
-        at = f.add(f.mul(panels, panel), f.mul(start, self.b_step))
+        at = f.add(f.mul(panels, panel), f.mul(start, self.room.b_step))
         return f.offset(self.right.base, at), panel
 
     def _multiply_packed(self, depth: str, first: str, start: str) -> None:
@@ -364,7 +307,7 @@ class _Emitter:
         self._pack_right(self._packer(self.right, origin), depth)
         shape = self._tile_shape()
         a, b = self.scratch["a"], self.scratch["b"]
-        self._multiply(depth, first, a, b, shape, self.b_panel)
+        self._multiply(depth, first, a, b, shape, self.room.b_panel)
 
     def _multiply_in_place(
         self, depth: str, first: str, origin: Record, rows: int, vectors: int
@@ -389,21 +332,9 @@ class _Emitter:
         begins = f.value(f"icmp eq i64 {strips.index}, 0")
         first = f.value(f"and i1 {first}, {begins}")
         self._multiply(steps, first, a, b, shape, panel, masked=True)
-        f.close_loop(strips, [f.offset(a, STRIP * self.a_step), f.offset(b, f.mul(step, STRIP))])
-
-    def _clear_missing_rows(self) -> None:
-        """Zero the rows of the last tile that lie beyond the block.
-
-        Their sums are never stored, but arithmetic on whatever the stack holds, denormal numbers
-        above all, can be many times slower.
-        """
-        f, t = self.f, self.t
-        tiles = self._ceildiv(self.rows, t.tile_rows)
-        first, last = f.mul(self.rows, self.a_row), f.mul(tiles, self.a_panel)
-        clear = f.open_loop(first, last, 64)
-        at = f.offset(self.scratch["a"], clear.index)
-        f.emit(f"store <64 x i8> zeroinitializer, ptr {at}, align {self.itemsize}")
-        f.close_loop(clear)
+        f.close_loop(
+            strips, [f.offset(a, STRIP * self.room.a_step), f.offset(b, f.mul(step, STRIP))]
+        )
 
     def _packer(self, operand: Operand, origin: Record) -> Packer:
         zeros, located = self.scratch["zeros"], self.scratch["located"]
@@ -416,9 +347,11 @@ class _Emitter:
             self._pack_needed(p, free, k)
             return
         if t.pack_left.mode != "panels":
-            pack_copies(f, p, free, ("0", self.rows), k, self.scratch["a"], self.a_row, None)
+            pack_copies(f, p, free, ("0", self.rows), k, self.scratch["a"], self.room.a_row, None)
             return
-        self._pack_panels(p, free, k, depth, self.row0, self.rows, t.tile_rows, "a", self.a_panel)
+        self._pack_panels(
+            p, free, k, depth, self.row0, self.rows, t.tile_rows, "a", self.room.a_panel
+        )
 
     def _pack_needed(self, p: Packer, free: Table, k: Table) -> None:
         """Pack row by row, noting for each row of tiles which runs of k it needs."""
@@ -427,15 +360,15 @@ class _Emitter:
         tiles = f.open_loop(0, self.rows, t.tile_rows, start)
         at, needed = tiles.carried
         rows = (tiles.index, f.smin(f.add(tiles.index, t.tile_rows), self.rows))
-        pack_needed(f, p, free, rows, k, at, self.a_row, needed)
-        f.close_loop(tiles, [f.offset(at, self.a_panel), f.offset(needed, t.most.depth)])
+        pack_needed(f, p, free, rows, k, at, self.room.a_row, needed)
+        f.close_loop(tiles, [f.offset(at, self.room.a_panel), f.offset(needed, t.most.depth)])
 
     def _pack_right(self, p: Packer, depth: str) -> None:
         f, t = self.f, self.t
         free, k = self.right_tables
         if t.pack_right.mode == "panels":
             self._pack_panels(
-                p, free, k, depth, self.col0, self.cols, t.tile_cols, "b", self.b_panel
+                p, free, k, depth, self.col0, self.cols, t.tile_cols, "b", self.room.b_panel
             )
             return
         last = f.sub(self.cols, 1)
@@ -445,9 +378,9 @@ class _Emitter:
         first = f.add(panels.index, parts.index)
         at = f.offset(panel, f.mul(parts.index, self.itemsize))
         square = self.scratch["square"]
-        pack_transposed(f, p, Lanes(free, first, last), k, at, self.b_step, square)
+        pack_transposed(f, p, Lanes(free, first, last), k, at, self.room.b_step, square)
         f.close_loop(parts)
-        f.close_loop(panels, [f.offset(panel, self.b_panel)])
+        f.close_loop(panels, [f.offset(panel, self.room.b_panel)])
 
     def _pack_panels(
         self,
@@ -512,8 +445,12 @@ class _Emitter:
             shape = replace(shape, b_masks=tuple(masks))
         emit_tile(f, shape, a, b, at, steps, first)
         f.close_loop(across, [f.offset(b, panel)])
-        below = shape.rows * self.c_row
-        following = [f.offset(a, self.a_panel), f.offset(c, below), f.offset(needed, t.most.depth)]
+        below = shape.rows * self.room.c_row
+        following = [
+            f.offset(a, self.room.a_panel),
+            f.offset(c, below),
+            f.offset(needed, t.most.depth),
+        ]
         f.close_loop(down, following)
 
     def _multiply_panels(
@@ -533,8 +470,8 @@ class _Emitter:
         b, c = across.carried
         down = f.open_loop(0, self.rows, shape.rows, [("ptr", a), ("ptr", c)])
         emit_tile(f, shape, down.carried[0], b, down.carried[1], depth, first)
-        below = shape.rows * self.c_row
-        a, c = f.offset(down.carried[0], self.a_panel), f.offset(down.carried[1], below)
+        below = shape.rows * self.room.c_row
+        a, c = f.offset(down.carried[0], self.room.a_panel), f.offset(down.carried[1], below)
         f.close_loop(down, [a, c])
         width = shape.vectors * t.lanes * self.itemsize
         f.close_loop(across, [f.offset(b, panel), f.offset(across.carried[1], width)])
@@ -547,10 +484,10 @@ class _Emitter:
             t.lanes,
             self.scalar,
             self.itemsize,
-            self.a_row,
-            self.a_step,
-            self.b_step,
-            self.c_row,
+            self.room.a_row,
+            self.room.a_step,
+            self.room.b_step,
+            self.room.c_row,
             half=t.half,
             b_alignment=self.itemsize if t.packed else 0,
         )
@@ -564,4 +501,4 @@ class _Emitter:
 
     def _finish_rows(self, c: str, rows: Rows) -> None:
         """Run the epilogue over rows of C."""
-        self.epilogue.over(rows, Columns(self.col0, self.cols, *self.t.chunks), c, self.c_row)
+        self.epilogue.over(rows, Columns(self.col0, self.cols, *self.t.chunks), c, self.room.c_row)
