@@ -254,7 +254,8 @@ def attention_block(x: gx.Tensor, length: int, width: int, heads: int) -> gx.Ten
     scores = gx.matmul(q, gx.transpose(k, (0, 1, 3, 2))) * each**-0.5
     mixed = gx.transpose(gx.matmul(nn.softmax(scores), v), (0, 2, 1, 3))
     h = x + layers.dense(gx.reshape(mixed, (-1, length, width)), width)
-    return h + layers.dense(layers.dense(layers.layer_normalization(h), 4 * width, nn.gelu), width)
+    gelu = functools.partial(nn.gelu, approximate=True)  # the form that the peers compute
+    return h + layers.dense(layers.dense(layers.layer_normalization(h), 4 * width, gelu), width)
 
 
 def transformer_block(length: int = 128, width: int = 256, heads: int = 4) -> Network:
