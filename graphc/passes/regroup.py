@@ -33,33 +33,35 @@ CHEAP = frozenset(
 
 def merge_siblings(groups: Sequence[Group], group_of: GroupOf, bases: Bases) -> None:
     """Join groups that reduce the same axes of the same shape and read an array in common."""
-    near: dict[Hashable, list[Group]] = {}
+    near: dict[Hashable, Group] = {}
     for group in groups:
         if group.kind != "loop" or group.red is None or not group.members:
             continue
-        for other in near.setdefault((group.shape, group.red, group.split), []):
-            if other.members and _join(other, group, group_of, bases):
-                break
-        if group.members:
-            near[group.shape, group.red, group.split].append(group)
+        size = dims.product(group.shape)
+        large = [b for b in _outside(group, group_of, bases) if dims.product(b.dims) == size]
+        keys = [(id(b), group.shape, group.red, group.split) for b in large]
+        joined = group
+        for other in dict.fromkeys(near[k] for k in keys if k in near):
+            if other.members and other is not joined:
+                joined = _join(other, joined, group_of, bases) or joined
+        near.update((k, joined) for k in keys)
 
 
-def _join(first: Group, second: Group, group_of: GroupOf, bases: Bases) -> bool:
+def _join(first: Group, second: Group, group_of: GroupOf, bases: Bases) -> Group | None:
     """Make the groups one, at the place of either, where no third one stands between."""
+    if first.number > second.number:
+        first, second = second, first
     if len(first.members) + len(second.members) > MAX_MEMBERS:
-        return False
+        return None
     reads = _outside(second, group_of, bases)
-    large = {id(b) for b in reads if dims.product(b.dims) == dims.product(first.shape)}
-    if not large & {id(b) for b in _outside(first, group_of, bases)}:
-        return False
     sources = {g.number for b in reads if (g := group_of.get(id(b))) is not None}
     if all(number < first.number for number in sources):
         _absorb(second, first, group_of, bases)
-        return True
+        return first
     if first.readers and min(first.readers) <= second.number:
-        return False
+        return None
     _absorb(first, second, group_of, bases)
-    return True
+    return second
 
 
 def _outside(group: Group, group_of: GroupOf, bases: Bases) -> list[Tensor]:
