@@ -226,6 +226,8 @@ class LinesEmitter:
         A run that goes on where the last one ended, in both operands, prolongs it.
         """
         f, t = self.f, self.t
+        if not self.lines.axes and not self.left.guards:
+            return self._one_run(origin, start, steps)
         within = f.urem(start, self.line)
         coords = coordinates(f, self.lines, f.udiv(start, self.line))
         order = list(coords)
@@ -277,6 +279,14 @@ class LinesEmitter:
             ],
         )
         return number
+
+    def _one_run(self, origin: Record, start: str, steps: str) -> str:
+        f = self.f
+        a = f.add(origin[0], f.mul(start, self.left.strides[self.t.along]))
+        a = f.mul(a, self.itemsize)
+        for i, word in enumerate((a, "0", steps, a, "0")):
+            f.emit(f"store i64 {word}, ptr {f.offset(self.scratch['lines'], 8 * i)}, align 8")
+        return "1"
 
     def _both(self, a: str, b: str) -> str:
         return self.f.value(f"and i1 {self.f.value(a)}, {self.f.value(b)}")
