@@ -24,6 +24,12 @@ TALLEST = 144
 SLICED_ROWS = 216
 """Most rows of a block whose rows are read in place, where k takes several slices."""
 
+RUN_BYTES = 4096
+"""Columns of a block that reads B in place, in bytes, that make runs long enough."""
+
+FEW_BLOCKS = 4
+"""Blocks wanted before they are made wider."""
+
 PACKED_BYTES = 256 * 1024
 """Packed columns of a block that stay in the L2 cache while rows are read in place."""
 
@@ -56,6 +62,13 @@ def block(
             if cost < best[0]:
                 best = (cost, r, w)
     return best[1], best[2]
+
+
+def columns_in_place(cols: int, tile_cols: int, itemsize: int) -> int:
+    """Columns of a block that reads B in place: long runs of memory, and a few blocks at least."""
+    most = RUN_BYTES // itemsize
+    wanted = max(min(-(-cols // FEW_BLOCKS), most), WIDE_BYTES // itemsize)
+    return -(-min(wanted, max(cols, 1)) // tile_cols) * tile_cols
 
 
 def slices_in_place(k: DimLike, tile_cols: int, itemsize: int) -> tuple[int, ...]:

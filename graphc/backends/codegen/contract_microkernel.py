@@ -14,6 +14,9 @@ from graphc.backends.codegen.text import FunctionText, suffix
 
 UNROLL = 2
 
+LINE = 64
+"""Bytes of a cache line."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -22,7 +25,7 @@ class Tile:
     `b_masks`, one per vector, say that B is read in place.  `b_alignment` is that of vectors of B
     where it is less than their size.  `half`: the last vector has only half the lanes, because no
     column needs the others.  `ahead`: bytes from an element of A to one that is wanted soon and may
-    lie far away.
+    lie far away; `b_ahead`: the same in B.
     """
 
     rows: int
@@ -37,6 +40,7 @@ class Tile:
     b_masks: tuple[str, ...] = ()
     half: bool = False
     ahead: str = ""
+    b_ahead: str = ""
     b_alignment: int = 0
 
     def width(self, v: int) -> int:
@@ -210,6 +214,9 @@ def initial_sums(f: FunctionText, t: Tile, c: str, first: str) -> list[str]:
 def add_products(f: FunctionText, t: Tile, a: list[str], b: str, sums: list[str]) -> list[str]:
     """One step of k: a broadcast of A per row, at given addresses, against the vectors of B."""
     columns = [_column(f, t, f.offset(b, v * t.vector_bytes), v) for v in range(t.vectors)]
+    if t.b_ahead:
+        for line in range(0, t.vectors * t.vector_bytes, LINE):
+            prefetch(f, f.offset(f.offset(b, line), t.b_ahead))
     following: list[str] = []
     for r, address in enumerate(a):
         one = f.value(f"load {t.scalar}, ptr {address}, align {t.itemsize}")

@@ -20,7 +20,13 @@ from graphc.backends.codegen.contract_access import (
     run_length,
     window_axes,
 )
-from graphc.backends.codegen.contract_blocks import DEPTH, block, block_in_place, slices_in_place
+from graphc.backends.codegen.contract_blocks import (
+    DEPTH,
+    block,
+    block_in_place,
+    columns_in_place,
+    slices_in_place,
+)
 from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANES
 from graphc.dims import DimLike, atoms, ceildiv, evaluate, factor, maximum, minimum, product
@@ -258,7 +264,9 @@ def tile(c: Contraction, target: Target) -> Tiling:
         room = Room(few, block_cols, depth, runs, sums, slices, cut)
     else:
         block_rows, block_cols = block(*sizes, tile_rows, vectors * lanes, depth, c.dtype.itemsize)
-        slices = 0 if c.panel else block_cols * depth
+        if pack_right.mode == "direct":
+            block_cols = columns_in_place(sizes[1], vectors * lanes, c.dtype.itemsize)
+        slices = 0 if pack_right.mode in ("direct", "packed") else block_cols * depth
         room = Room(block_rows, block_cols, depth, depth, block_rows, slices, 0)
     return Tiling(
         rows,

@@ -57,6 +57,10 @@ STRIP = 16
 STRIP_BYTES = 128
 """Narrow panels are packed together, STRIP steps of k at a time; narrow means up to STRIP_BYTES."""
 
+IN_PLACE_STRIP = 8
+"""Steps of k over all columns of a block that reads B in place: as many rows are read at once, and
+the next are asked for meanwhile."""
+
 
 def contraction_blocks(c: Contraction, target: Target | None = None) -> DimLike:
     """How many independent blocks the kernel of a contraction has: a formula in sizes."""
@@ -321,20 +325,24 @@ class _Emitter:
         column[0] = f.add(column[0], self.col0)
         b, _ = self.right.locate(f, origin, column)
         step = f.mul(self.right_tables[1].step, self.itemsize)
-        shape = replace(self._tile_shape(), rows=rows, vectors=vectors, half=False, b_step=step)
+        ahead = f.mul(step, IN_PLACE_STRIP)
+        shape = replace(
+            self._tile_shape(), rows=rows, vectors=vectors, half=False, b_step=step, b_ahead=ahead
+        )
         panel = vectors * t.lanes * self.itemsize
         if t.skips:
             self._multiply(depth, first, self.scratch["a"], b, shape, panel, masked=True)
             return
-        strips = f.open_loop(0, f.smax(depth, 1), STRIP, [("ptr", self.scratch["a"]), ("ptr", b)])
+        strips = f.open_loop(
+            0, f.smax(depth, 1), IN_PLACE_STRIP, [("ptr", self.scratch["a"]), ("ptr", b)]
+        )
         a, b = strips.carried
-        steps = f.smin(f.sub(depth, strips.index), STRIP)
+        steps = f.smin(f.sub(depth, strips.index), IN_PLACE_STRIP)
         begins = f.value(f"icmp eq i64 {strips.index}, 0")
         first = f.value(f"and i1 {first}, {begins}")
         self._multiply(steps, first, a, b, shape, panel, masked=True)
-        f.close_loop(
-            strips, [f.offset(a, STRIP * self.room.a_step), f.offset(b, f.mul(step, STRIP))]
-        )
+        following = f.offset(a, IN_PLACE_STRIP * self.room.a_step)
+        f.close_loop(strips, [following, f.offset(b, ahead)])
 
     def _packer(self, operand: Operand, origin: Record) -> Packer:
         zeros, located = self.scratch["zeros"], self.scratch["located"]
