@@ -22,6 +22,7 @@ from graphc import dims
 from graphc.dims import DimLike
 from graphc.nest import Nest, contiguous
 from graphc.node import OPS, Node, Tensor
+from graphc.passes.epilogues import split_epilogues
 from graphc.passes.groups import ACC, CHUNK, FULL, MAX_MEMBERS, REDUCED, Fusion, Group
 from graphc.passes.lasting import lasting_first
 from graphc.passes.regroup import merge_siblings, recompute
@@ -84,6 +85,9 @@ class _Fuser:
         self.in_memory = self._used_in_memory()
         for node in self.order:
             self._place(node)
+        self.groups = split_epilogues(
+            self.groups, self.group_of, self._bases, self.views, self.uniforms
+        )
         merge_siblings(self.groups, self.group_of, self._bases)
         recompute(self.groups, self.group_of, self.views, self.uniforms, self.roots)
         stored = self._stored()
