@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Union
 
-from graphc.dims import Dim, DimLike, ceildiv, product
+from graphc.dims import Dim, DimLike, ceildiv, mul, product
 from graphc.forks import new_lock
 from graphc.types import DType
+from graphc.winograd import FILTERINGS
 
 VIRTUAL_LANES = 64
 """A reduction along the vector axis sends element i to lane i mod 64, on every target."""
@@ -335,7 +336,8 @@ class Contraction:
         B(batch, k, n) is element
         ((batch * ceil(N / panel) + n // panel) * K + k) * panel + n % panel
 
-    Columns of the last panel from N on hold zeros.
+    Columns of the last panel from N on hold zeros.  With Winograd's filtering it is the filters
+    transformed, and K counts points (row-major in their square) and channels.
     """
 
     batch: tuple[DimLike, ...]
@@ -361,7 +363,8 @@ Kernel = Union[LoopKernel, Contraction]
 
 def packed_shape(c: Contraction, panel: int) -> tuple[DimLike, DimLike, DimLike, int]:
     """The sizes of B packed: batch, panels, k and columns of a panel."""
-    return product(c.batch), ceildiv(product(c.n), panel), product(c.k), panel
+    steps = mul(FILTERINGS[c.winograd].points, c.k[-1]) if c.winograd else product(c.k)
+    return product(c.batch), ceildiv(product(c.n), panel), steps, panel
 
 
 _PARTS = (LoopKernel, Contraction, Stage, Store, Accumulator, Access, Term, Ragged, Cut)

@@ -84,6 +84,10 @@ class _Count:
     def read_packed(self, kernel: Contraction) -> None:
         """Note the elements of B packed in panels, without the zeros that fill the last panel."""
         first = len(kernel.batch) + len(kernel.m)
+        if kernel.winograd:
+            sizes = (FILTERINGS[kernel.winograd].points, self.extents[3], self.extents[6])
+            self.touched[1] = math.prod(sizes)
+            return
         self.touched[1] = math.prod((*self.extents[: len(kernel.batch)], *self.extents[first:]))
 
     def _distinct(self, term: Term) -> int:

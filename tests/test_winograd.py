@@ -304,6 +304,43 @@ def test_debug_check_accepts_it() -> None:
         assert gx.debug.check([y, dx], values).ok
 
 
+# ---- filters transformed by a step of their own ------------------------------------------------
+
+STEP = "filters of winograd F("
+
+
+@pytest.mark.parametrize("fast_math", [False, True], ids=["f2", "f4"])
+@pytest.mark.parametrize("filters", [48, 40])
+def test_filters_that_stay_are_transformed_once_to_the_same_bits(
+    filters: int, fast_math: bool
+) -> None:
+    with gx.Graph().as_default() as graph:
+        x = gx.placeholder("f32", (None, 28, 28, 52), name="x")
+        w = gx.placeholder("f32", (3, 3, 52, filters), name="w")
+        rng = np.random.default_rng(0)
+        taps = rng.standard_normal((3, 3, 52, filters)).astype(np.float32)
+        image = rng.standard_normal((1, 28, 28, 52)).astype(np.float32)
+        kept = gx.Variable(taps, name="kept")
+        fed, stays = gx.nn.conv2d(x, w), gx.nn.conv2d(x, kept)
+        turned = gx.gradients(gx.sum(stays * stays), x)[0]
+        plan = str(gx.explain(stays, fast_math=fast_math).plan)
+        assert plan.count(STEP) == 1
+        with gx.Session(graph, fast_math=fast_math) as session:
+            session.run(gx.global_variables_initializer())
+            one = session.run(fed, {x: image, w: taps})
+            two, dx = session.run([stays, turned], {x: image})
+            np.testing.assert_array_equal(one, two)
+            session.run(gx.assign(kept, 2.0 * taps))
+            three = session.run(stays, {x: image})
+            np.testing.assert_array_equal(three, 2.0 * one)
+            report = gx.debug.check([stays, turned], {x: image})
+            assert report.ok, report
+        with gx.Session(graph, device="reference") as session:
+            session.run(gx.global_variables_initializer())
+            wanted = session.run(turned, {x: image})
+    assert np.abs(dx - wanted).max() <= 2e-5 * np.abs(wanted).max()
+
+
 # ---- fast mathematics --------------------------------------------------------------------------
 
 

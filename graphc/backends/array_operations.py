@@ -13,7 +13,7 @@ import numpy as np
 
 from graphc.kernel import Accumulator
 from graphc.types import DType, float32
-from graphc.winograd import TAPS
+from graphc.winograd import FILTERINGS, TAPS
 
 Array = np.ndarray[Any, Any]
 
@@ -154,6 +154,17 @@ RUNNING: dict[str, Callable[[Array], Array]] = {
     "argmax": lambda x: _running_best(x, np.maximum.accumulate),
     "argmin": lambda x: _running_best(x, np.minimum.accumulate),
 }
+
+
+def filter_taps(x: Array, winograd: int) -> Array:
+    """Matrices of k by columns: of transformed filters, the taps they were made of."""
+    if not winograd:
+        return x
+    rule = FILTERINGS[winograd]
+    points = x.reshape(x.shape[0], rule.span, rule.span, -1, x.shape[-1])
+    back = np.array(rule.taps)
+    found = np.einsum("ip,jq,bpqcn->bijcn", back, back, points)
+    return np.asarray(found.reshape(x.shape[0], -1, x.shape[-1]))
 
 
 GROWTH = {2: 1.0, 4: 10.0}

@@ -15,6 +15,7 @@ from graphc.backends.scalars import NUMPY_OPS, Scalar, apply, cast, fma, wrap
 from graphc.dims import Dim, DimLike
 from graphc.kernel import Access, Accumulator, Contraction, Expr, LoopKernel, Stage, Store
 from graphc.types import DType
+from graphc.winograd import FILTERINGS
 
 Array = np.ndarray[Any, Any]
 Fault = tuple[int, int, int]
@@ -253,13 +254,30 @@ def interpret_contraction(
             cell.index = dict(enumerate((*position, *k)))
             x = cast(cell.value(a, {}), kernel.dtype)
             if kernel.panel:
-                y = buffers[1][_packed_position(kernel, extents, (*position, *k))]
+                y = _packed(kernel, buffers[1], extents, (*position, *k))
             else:
                 y = cast(cell.value(b, {}), kernel.dtype)
             total = _multiply_add(x, y, total, kernel.dtype)
         cell.index = dict(enumerate(position))
         cell.accs[0] = total
         cell.store_all(kernel.stores)
+
+
+def _packed(c: Contraction, buffer: Array, extents: Sequence[int], index: Sequence[int]) -> Scalar:
+    """An element of B packed in panels: of transformed filters the tap they were made of."""
+    if not c.winograd:
+        found: Scalar = buffer[_packed_position(c, extents, index)]
+        return found
+    rule = FILTERINGS[c.winograd]
+    column, (i, j, channel) = index[3], index[4:]
+    start = column // c.panel * rule.points
+    total = c.dtype.numpy.type(0)
+    for p, q in itertools.product(range(rule.span), repeat=2):
+        factor = c.dtype.numpy.type(rule.taps[i][p] * rule.taps[j][q])
+        if factor != 0:
+            step = (start + p * rule.span + q) * extents[-1] + channel
+            total = _multiply_add(buffer[step * c.panel + column % c.panel], factor, total, c.dtype)
+    return total
 
 
 def _packed_position(c: Contraction, extents: Sequence[int], index: Sequence[int]) -> int:

@@ -22,6 +22,7 @@ from graphc.backends.array_operations import (
     RUNNING,
     accumulated,
     convert,
+    filter_taps,
     in_range,
     magnitude,
     widen,
@@ -41,6 +42,7 @@ from graphc.kernel import (
     Store,
 )
 from graphc.types import DType, float32
+from graphc.winograd import FILTERINGS, TAPS
 
 Array = np.ndarray[Any, Any]
 
@@ -470,6 +472,8 @@ class _Contraction(Grid):
         """B, packed in panels, as matrices of k by n: those of the rows of the batch at hand."""
         panel, columns = self.kernel.panel, self._columns()
         depth = math.prod(self.extents[len(self.extents) - len(self.kernel.k) :])
+        if self.kernel.winograd:
+            depth = depth // (TAPS * TAPS) * FILTERINGS[self.kernel.winograd].points
         count = math.prod(self.extents[a] for a in batch)
         panels = -(-columns // panel)
         if self.buffers[1].size < count * panels * depth * panel:
@@ -479,7 +483,7 @@ class _Contraction(Grid):
         at: Array = np.zeros(1, np.int64)
         for a in batch:
             at = (at[:, None] * self.extents[a] + self.index[a].reshape(-1)).reshape(-1)
-        return wide[at]
+        return filter_taps(wide[at], self.kernel.winograd)
 
     def _columns(self) -> int:
         outer = len(self.extents) - len(self.kernel.k)

@@ -19,9 +19,9 @@ from dataclasses import replace
 from graphc import dims
 from graphc.contraction_maps import ContractionMaps
 from graphc.dims import DimLike
-from graphc.kernel import Access, Contraction, Term
-from graphc.types import Shape, float32
-from graphc.winograd import FILTERINGS, TAPS
+from graphc.kernel import Access, Contraction, Expr, LoopKernel, Stage, Store, Term
+from graphc.types import DType, Shape, float32
+from graphc.winograd import FILTERINGS, TAPS, filter_transform
 
 GAIN = 1.2
 """How many times faster Winograd must be, by the model below, to be chosen."""
@@ -137,6 +137,57 @@ TRANSFORM = 1.5
 
 PRODUCT, START = 1.1, 6
 """Cost of a product in slices of channels against one over all of k, and of beginning it."""
+
+
+# ---- filters transformed by a step of their own ------------------------------------------------
+
+
+class _Expressions:
+    """The algebra of scalar expressions."""
+
+    def scaled(self, c: float, x: Expr) -> Expr:
+        return x * c
+
+    def added(self, total: Expr, c: float, x: Expr) -> Expr:
+        if c in (1, -1):
+            return total + x if c == 1 else total - x
+        return Expr("fma", (x, Expr("const", (), c, x.dtype), total), None, x.dtype)
+
+
+def filters_kernel(
+    winograd: int,
+    column: tuple[DimLike, DimLike],
+    taps: tuple[tuple[DimLike, DimLike], ...],
+    offset: DimLike,
+    dtype: DType,
+    panel: int,
+) -> LoopKernel:
+    """Filters transformed, in panels: see `kernel.Contraction`.
+
+    column, taps  extent and stride of the filters; of tap rows, tap columns and channels
+    The axes are channels, panels and filters of a panel.  Bits are those of a contraction that
+    transforms filters itself.
+    """
+    rule = FILTERINGS[winograd]
+    (filters, step), (_, down), (_, across), (channels, inner) = column, *taps
+    limit = None if dims.factor(filters) % panel == 0 else filters
+    moving = (Term(((0, 1),), inner), Term(((1, panel), (2, 1)), step, 0, 1, limit))
+
+    def tap(i: int, j: int) -> Expr:
+        start = dims.total((offset, dims.mul(i, down), dims.mul(j, across)))
+        return Expr("load", (), (Access(0, moving, start), 0), dtype)
+
+    square = [[tap(i, j) for j in range(TAPS)] for i in range(TAPS)]
+    made = filter_transform(rule, _Expressions(), square)
+    row = dims.mul(channels, panel)
+    across_panels = Term(((1, 1),), dims.mul(rule.points, row))
+    places = (across_panels, Term(((0, 1),), panel), Term(((2, 1),), 1))
+    stores = tuple(
+        Store(Access(1, places, dims.mul(point, row)), x)
+        for point, x in enumerate(x for line in made for x in line)
+    )
+    axes = (channels, dims.ceildiv(filters, panel), panel)
+    return LoopKernel(axes, (0, 1, 2), 2, (dtype, dtype), (Stage((), (), stores),))
 
 
 def _assumed(size: DimLike, unknown: int) -> int:

@@ -5,7 +5,7 @@
 
 A panel is as many columns as the register tile is wide, so that code reads one contiguous stream.
 Contractions that read the same elements in the same panels share a step, however many there are.
-Bits do not change.  Imports: kernel, dims, types, fuse, lasting, operands.
+Bits do not change.  Imports: kernel, dims, types, fuse, lasting, lower_winograd, operands.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from graphc.kernel import (
 from graphc.node import Tensor
 from graphc.passes.groups import Fusion
 from graphc.passes.lasting import lasting_values
+from graphc.passes.lower_winograd import filters_kernel
 from graphc.passes.operands import LoweredStep, Partial, Value
 from graphc.types import DType
 
@@ -48,6 +49,9 @@ FEW_ROWS = 4
 COMPUTED = 4
 """How many more times what was just computed has to be packed: it is still in a cache."""
 
+GATHERED = 4
+"""How many more times filters have to be transformed whose elements must be gathered."""
+
 WORTH = 1 << 14
 """Elements whose packing again is to be saved before a step pays."""
 
@@ -64,13 +68,17 @@ Walk = tuple[DimLike, DimLike]
 
 @dataclass(frozen=True)
 class Source:
-    """What is packed of an array: its walks over the batch, along the columns and along k."""
+    """What is packed of an array: its walks over the batch, along the columns and along k.
+
+    winograd  as in `Contraction`: k is walked along tap rows, tap columns and channels then
+    """
 
     batch: tuple[Walk, ...]
     column: Walk
     depth: tuple[Walk, ...]
     offset: DimLike
     dtype: DType
+    winograd: int = 0
 
 
 def pack_operands(
@@ -149,9 +157,11 @@ class _Packer:
             if operand.partial is None:
                 shape = packed_shape(c, operand.panel)
                 operand.partial = Partial("packed operand", c.dtype, shape)
-                pack = pack_kernel(operand.source, operand.panel)
+                pack, label = pack_kernel(operand.source, operand.panel), "pack"
+                if c.winograd:
+                    label = f"filters of winograd F({c.winograd}x{c.winograd},3x3)"
                 pair = (s.args[1], operand.partial)
-                result.append(LoweredStep(pack, pair, (1,), "pack", s.locs))
+                result.append(LoweredStep(pack, pair, (1,), label, s.locs))
             s.kernel = self._with_cut(c, operand.panel)
             s.args = (s.args[0], operand.partial, *s.args[2:])
             result.append(s)
@@ -192,6 +202,8 @@ class _Packer:
         again = operand.rows // BLOCK_ROWS - 1
         if not _is_leaf(value):
             again -= COMPUTED
+        if c.winograd and operand.source.column[1] != 1:
+            again -= GATHERED
         return again * elements >= WORTH
 
 
@@ -211,6 +223,9 @@ def source_of(c: Contraction) -> Source | None:
     """What there is to pack of the right operand of a contraction; None if that cannot be done."""
     if any(t.limit is not None for t in c.b.terms):
         return None
+    if c.winograd:
+        column, *walks = (walk for a in (3, 4, 5, 6) for walk in _walks(c, (a,)) or [(1, 0)])
+        return Source((), column, tuple(walks), c.b.offset, c.dtype, c.winograd)
     first = len(c.batch) + len(c.m)
     columns = _walks(c, range(first, first + len(c.n)))
     depth = _walks(c, range(first + len(c.n), len(c.axes)))
@@ -248,6 +263,8 @@ def pack_kernel(s: Source, panel: int) -> LoopKernel:
     Axes are the batch, k, panels and columns of a panel.  Where the source is contiguous along k
     that is the inner loop, around vectors along the columns: each line is used up while it is near.
     """
+    if s.winograd:
+        return filters_kernel(s.winograd, s.column, s.depth, s.offset, s.dtype, panel)
     columns, stride = s.column
     last, step = s.depth[-1]
     panels = dims.ceildiv(columns, panel)

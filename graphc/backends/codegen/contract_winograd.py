@@ -3,7 +3,7 @@
     for each block of tiles and filters, for each slice of channels:
         V[point][tile][channel]  <-  B^T d B            of the slice
         for each panel of filters:
-            U[point][channel][filter]  <-  G g G^T
+            U[point][channel][filter]  <-  G g G^T      (unless a step has done that for all)
             M[point][tile][filter]  +=  V[point] U[point]
     Y  <-  A^T M A  tile by tile, then the epilogue over those of its outputs that exist
 
@@ -15,7 +15,7 @@ Imports: the other contract modules, winograd_transforms, winograd, targets, tex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -32,13 +32,19 @@ from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANE_INDEX, LANES, FunctionText, scalar_type, vector
 from graphc.backends.codegen.winograd_transforms import (
     Lanes,
-    alternating,
-    on_both_sides,
+    VectorCode,
     transposed_vectors,
 )
 from graphc.dims import DimLike
 from graphc.kernel import Contraction, Cut
-from graphc.winograd import FILTERINGS, TAPS, Filtering
+from graphc.winograd import (
+    FILTERINGS,
+    TAPS,
+    Filtering,
+    filter_transform,
+    input_transform,
+    output_transform,
+)
 
 VECTORS = 2
 """Vectors of filters in a register tile."""
@@ -94,8 +100,8 @@ def winograd_tiling(c: Contraction, target: Target) -> WinogradTiling:
         depth,
         (tiles, filters, depth),
         dims.factor(c.k[-1]) % lanes == 0,
-        dims.factor(c.n[0]) % panel == 0,
-        linear(c.b, 3) != 1,
+        bool(c.panel) or dims.factor(c.n[0]) % panel == 0,
+        not c.panel and linear(c.b, 3) != 1,
     )
 
 
@@ -111,7 +117,8 @@ def winograd_cut(c: Contraction, target: Target) -> Cut:
     """The cut of a Winograd convolution as something it can carry."""
     t = winograd_tiling(c, target)
     code = ("winograd", t.tile_rows, t.whole_channels, t.whole_filters, t.transposed)
-    return Cut(code, (t.block_tiles, t.block_filters, t.depth))
+    panel = VECTORS * target.lanes(c.dtype.itemsize)
+    return Cut(code, (t.block_tiles, t.block_filters, t.depth), (), panel)
 
 
 def winograd_blocks(c: Contraction, target: Target) -> DimLike:
@@ -134,6 +141,7 @@ class WinogradEmitter:
         self.t = winograd_tiling(c, target)
         self.rule: Filtering = FILTERINGS[c.winograd]
         self.lanes = Lanes(scalar_type(c.dtype), c.dtype.itemsize, target.lanes(c.dtype.itemsize))
+        self.code = VectorCode(f, self.lanes)
         self.panel = VECTORS * self.lanes.lanes
         axes = range(len(c.axes))
         self.x = Operand(f, c.a, c.dtype.itemsize, axes)
@@ -155,9 +163,9 @@ class WinogradEmitter:
         self.y_row = (filters + LANES) * size
         needed = {
             "zeros": self.v_row,
-            "taps": TAPS * TAPS * self.lanes.lanes * self.panel * size,
+            "taps": 0 if self.c.panel else TAPS * TAPS * self.lanes.lanes * self.panel * size,
             "v": points * self.v_plane,
-            "u": points * self.u_plane,
+            "u": 0 if self.c.panel else points * self.u_plane,
             "m": points * self.m_plane,
             "y": outputs * self.y_row,
         }
@@ -234,13 +242,49 @@ class WinogradEmitter:
         first = f.value(f"icmp eq i64 {slices.index}, 0")
         self._transform_input(slices.index, depth)
         with self._loop(self.filters, self.panel) as column:
-            begin = self._filters_at(slices.index, column)
-            self._transform_filters(begin, depth, column)
-            following = self._following(begin, slices.index, depth, column)
-            self._multiply(depth, first, column, following)
+            if self.c.panel:
+                self._multiply_packed(depth, first, column, slices.index)
+            else:
+                self._transform_and_multiply(depth, first, column, slices.index)
         f.close_loop(slices)
 
-    def _multiply(self, depth: str, first: str, column: str, following: str) -> None:
+    def _multiply_packed(self, depth: str, first: str, column: str, channel0: str) -> None:
+        """With filters that a step of its own has transformed: see `kernel.Contraction`."""
+        f = self.f
+        row = self.panel * self.lanes.itemsize
+        plane = f.mul(self.channel_count, row)
+        panel = f.udiv(f.add(self.filter0, column), self.panel)
+        u = f.offset(f.bases[1], f.mul(panel, f.mul(plane, self.rule.points)))
+        u = f.offset(u, f.mul(channel0, row))
+        length = f.mul(depth, row)
+
+        def prefetch(point: str, u: str) -> None:
+            # of the next point, or of the first one of the next panel
+            with self._loop(length, LINE) as line:
+                self._prefetch_line(f.offset(f.offset(u, plane), line))
+
+        self._multiply(depth, first, column, u, plane, prefetch)
+
+    def _transform_and_multiply(self, depth: str, first: str, column: str, channel0: str) -> None:
+        begin = self._filters_at(channel0, column)
+        self._transform_filters(begin, depth, column)
+        following = self._following(begin, channel0, depth, column)
+
+        def prefetch(point: str, u: str) -> None:
+            self._prefetch(point, following, depth)
+
+        self._multiply(depth, first, column, self.scratch["u"], self.u_plane, prefetch)
+
+    def _multiply(
+        self,
+        depth: str,
+        first: str,
+        column: str,
+        u: str,
+        u_plane: str | int,
+        prefetch: Callable[[str, str], None],
+    ) -> None:
+        """The products of a panel of filters; what is wanted next is fetched meanwhile."""
         f, size = self.f, self.lanes.itemsize
         shape = Tile(
             self.t.tile_rows,
@@ -254,16 +298,16 @@ class WinogradEmitter:
             self.m_row,
         )
         m = f.offset(self.scratch["m"], f.mul(column, size))
-        start = [("ptr", self.scratch["v"]), ("ptr", self.scratch["u"]), ("ptr", m)]
+        start = [("ptr", self.scratch["v"]), ("ptr", u), ("ptr", m)]
         points = f.open_loop(0, self.rule.points, 1, start)
         v, u, m = points.carried
-        self._prefetch(points.index, following, depth)
+        prefetch(points.index, u)
         rows = f.open_loop(0, self.tiles, shape.rows, [("ptr", v), ("ptr", m)])
         emit_tile(f, shape, rows.carried[0], u, rows.carried[1], depth, first)
         below = (shape.rows * self.v_row, shape.rows * self.m_row)
         f.close_loop(rows, [f.offset(p, n) for p, n in zip(rows.carried, below, strict=True)])
-        planes = (self.v_plane, self.u_plane, self.m_plane)
-        f.close_loop(points, [f.offset(p, n) for p, n in zip((v, u, m), planes, strict=True)])
+        following = [f.offset(v, self.v_plane), f.offset(u, u_plane), f.offset(m, self.m_plane)]
+        f.close_loop(points, following)
 
     # ---- tiles
 
@@ -303,7 +347,7 @@ class WinogradEmitter:
                     self._loads([f.offset(p, at) for p in row], left, self.t.whole_channels)
                     for row in sources
                 ]
-                made = on_both_sides(f, t, self.rule.input, alternating(span), square)
+                made = input_transform(self.rule, self.code, square)
                 self._store_points(made, f.offset(out, at), self.v_plane)
 
     def _input(self, corner: Record, i: int, j: int) -> str:
@@ -359,10 +403,13 @@ class WinogradEmitter:
         start = f.offset(begin, f.mul(runs.index, step))
         with self._loop(run, LINE) as line:
             for tap in self._taps():
-                at = f.offset(f.offset(start, tap), line)
-                args = (("ptr", at), ("i32", "0"), ("i32", "2"), ("i32", "1"))
-                f.call("void", "llvm.prefetch.p0", *args)
+                self._prefetch_line(f.offset(f.offset(start, tap), line))
         f.close_loop(runs)
+
+    def _prefetch_line(self, at: str) -> None:
+        """Ask for a cache line, to be read once more than the L1 cache can wait for."""
+        args = (("ptr", at), ("i32", "0"), ("i32", "2"), ("i32", "1"))
+        self.f.call("void", "llvm.prefetch.p0", *args)
 
     def _taps(self) -> list[str]:
         """Bytes from the first tap of a filter to each."""
@@ -392,7 +439,7 @@ class WinogradEmitter:
     def _filters(self, taps: list[str], begin: str) -> None:
         """Transform a vector of filters."""
         square = [taps[TAPS * i : TAPS * (i + 1)] for i in range(TAPS)]
-        made = on_both_sides(self.f, self.lanes, self.rule.filter, alternating(TAPS), square)
+        made = filter_transform(self.rule, self.code, square)
         self._store_points(made, begin, self.u_plane)
 
     def _transform_transposed(self, begin: str, depth: str, column: str) -> None:
@@ -437,7 +484,7 @@ class WinogradEmitter:
                 square = [
                     self._loads(points[span * i : span * (i + 1)], "", True) for i in range(span)
                 ]
-                made = on_both_sides(f, t, self.rule.output, self.rule.columns, square)
+                made = output_transform(self.rule, self.code, square)
                 self._store_points(made, f.offset(self.scratch["y"], at), self.y_row)
             rows = f.smin(f.sub(self.height, place[1]), side)
             columns = f.smin(f.sub(self.width, place[2]), side)
