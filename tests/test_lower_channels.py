@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import graphc as gx
+from graphc.backends.codegen.contract_tiling import tile
+from graphc.backends.codegen.targets import host_target
 from graphc.compiler import plan_cpu
 from graphc.kernel import Contraction
 from graphc.node import OPS
@@ -118,3 +120,23 @@ def test_few_channels_of_each_group_need_no_matrix_kernel(per_group: int) -> Non
     program = bind_ranks(resolve_state(results, [], (x, w)), [4] * 2)
     plan, _ = plan_cpu(specialise(program, substitution((), ())))
     assert not any(isinstance(k, Contraction) for k in plan.kernels)
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_blocks_of_all_groups_at_some_rows_follow_each_other(symbolic: bool) -> None:
+    rng = np.random.default_rng(0)
+    x_value = rng.standard_normal((2, 40, 41, 64)).astype(np.float32)
+    w_value = rng.standard_normal((3, 3, 8, 64)).astype(np.float32)
+    attrs = {"strides": (1, 1), "pads": ((1, 1),) * 2, "dilations": (1, 1), "groups": 8}
+    with gx.Graph().as_default() as graph:
+        x = gx.placeholder("f32", [None, None, None, 64] if symbolic else x_value.shape)
+        w = gx.placeholder("f32", w_value.shape)
+        y = conv_primitive(x, w, sizes=x.dims[1:3], **attrs)
+        with gx.Session(graph, threads=2) as session:
+            got = session.run(y, {x: x_value, w: w_value})
+    wanted = OPS["conv"].reference({**attrs, "sizes": (40, 41)}, x_value, w_value)
+    np.testing.assert_allclose(got, wanted, 1e-4, 1e-4)
+    program = bind_ranks(resolve_state((y,), [], (x, w)), [4] * 2)
+    plan, _ = plan_cpu(specialise(program, substitution((), ())))
+    (kernel,) = (k for k in plan.kernels if isinstance(k, Contraction))
+    assert tile(kernel, host_target()).batch_inside

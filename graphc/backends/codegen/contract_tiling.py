@@ -27,6 +27,7 @@ from graphc.backends.codegen.contract_blocks import (
     columns_in_place,
     slices_in_place,
 )
+from graphc.backends.codegen.contract_order import near_rows
 from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANES
 from graphc.dims import DimLike, atoms, ceildiv, evaluate, factor, maximum, minimum, product
@@ -116,6 +117,7 @@ class Tiling:
     # (rows, vectors): up to so many rows, B is read in place by such tiles; for symbolic numbers
     few_rows: tuple[tuple[int, int], ...] = ()
     swapped: bool = False
+    batch_inside: bool = False  # blocks of all batches at some rows come one after the other
 
     @property
     def tile_cols(self) -> int:
@@ -165,6 +167,7 @@ def cut_of(c: Contraction, target: Target) -> Cut:
         t.skips,
         t.chunks,
         t.few_rows,
+        t.batch_inside,
     )
     return Cut(code, (t.block_rows, t.block_cols, t.depth, t.spread, *t.most), (), _panel(t))
 
@@ -178,7 +181,9 @@ def _panel(t: Tiling) -> int:
 
 def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
     """The tiling that a kernel carries."""
-    swapped, pack_left, pack_right, tile_rows, vectors, half, skips, chunks, few_rows = cut.code
+    swapped, pack_left, pack_right, tile_rows, vectors, half, skips, chunks, few_rows, inside = (
+        cut.code
+    )
     block_rows, block_cols, depth, spread, *_ = cut.numbers
     most: Any = cut.most or cut.numbers
     _, m, n, _ = groups(c)
@@ -204,6 +209,7 @@ def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
         chunks,
         few_rows,
         swapped,
+        inside,
     )
 
 
@@ -245,6 +251,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
     fused = in_runs if in_place else pack_left.fused if skips else 0
     depth = _depth(k, fused)
     sizes = (assumed_size(rows), assumed_size(cols), assumed_size(k))
+    near = 0 if swapped else near_rows(c) // tile_rows * tile_rows
     if in_place:
         pack_left = Packing("direct", in_runs)
         run = assumed(run_length(left, k))
@@ -253,6 +260,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         block_rows, block_cols, depth = block_in_place(
             sizes, tile_rows, width, sorted(depths), run, size, c.panel > 0
         )
+        block_rows = min(block_rows, near or block_rows)
         whole = isinstance(k.size, int) and k.size <= depth
         few = -(-IN_PLACE_ROWS // tile_rows) * tile_rows
         runs, sums = _runs(k, pack_left.fused, depth), max(few, tile_rows if whole else block_rows)
@@ -288,6 +296,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         _chunks(cols.size, vectors * lanes, block_cols),
         few_rows,
         swapped,
+        near > 0,
     )
 
 

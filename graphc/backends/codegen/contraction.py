@@ -139,7 +139,11 @@ class _Emitter:
         blocks = f.open_loop("%b0", "%b1", 1)
         col = f.urem(blocks.index, col_blocks)
         rest = f.udiv(blocks.index, col_blocks)
-        row, batch = f.urem(rest, row_blocks), f.udiv(rest, row_blocks)
+        if t.batch_inside:
+            batches = f.smax(self._size(self.batch.extents), 1)
+            row, batch = f.udiv(rest, batches), f.urem(rest, batches)
+        else:
+            row, batch = f.urem(rest, row_blocks), f.udiv(rest, row_blocks)
         r0, r1 = self._part(self.row_count, t.tile_rows, row, row_blocks)
         c0, c1 = self._part(self.col_count, t.tile_cols, col, col_blocks)
         self.row0, self.rows = r0, f.sub(r1, r0)
