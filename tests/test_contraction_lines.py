@@ -188,6 +188,19 @@ def test_one_kernel_for_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
         compare(monkeypatch, c, gradient.buffers(), gradient.sizes, kernel)
 
 
+def test_margins_of_lines_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = (Window(9, 3, before=1, after=1), Window(9, 7, 1, 1, 3, 3))
+    base = Gradient(2, windows, 3, 16, symbolic=True)
+    c = base.contraction()
+    found = line_tiling(c, AVX2)
+    assert found is not None and found.copies == "margins"
+    kernel = Compiled(c)
+    for high, wide in ((40, 1), (30, 2), (2, 64), (3, 65), (1, 300)):
+        sizes = (replace(windows[0], size=high), replace(windows[1], size=wide))
+        gradient = replace(base, windows=sizes)
+        compare(monkeypatch, c, gradient.buffers(), gradient.sizes, kernel)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_random_filter_gradient(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     r = random.Random(seed)
@@ -251,6 +264,16 @@ def share_a_kernel(gradients: list[Gradient]) -> None:
             assert isinstance(size, int)
             sizes[atom.name] = size
         check(common, gradient.buffers(), sizes, compiled=compiled)
+
+
+@pytest.mark.parametrize("target", [AVX512, AVX2, NEON, SSE2], ids=lambda t: t.name)
+def test_every_target_gives_the_same_bits(target: Target) -> None:
+    for gradient in (GRADIENTS["uneven"], GRADIENTS["f64"], WAYS["far"], WAYS["few_channels"]):
+        c, buffers = gradient.contraction(), gradient.buffers()
+        got, wanted = [x.copy() for x in buffers], [x.copy() for x in buffers]
+        Compiled(c, target)(got, {})
+        Compiled(c)(wanted, {})
+        assert got[2].tobytes() == wanted[2].tobytes()
 
 
 @pytest.mark.parametrize("target", [AVX512, AVX2, NEON, SSE2], ids=lambda t: t.name)

@@ -209,7 +209,8 @@ def _tiling(c: Contraction, form: _Form, target: Target) -> LineTiling | None:
     """The best of the ways to read A."""
     itemsize = c.dtype.itemsize
     lanes = target.lanes(itemsize)
-    line = assumed(c.axes[form.along])
+    extent = c.axes[form.along]
+    line = extent if isinstance(extent, int) else 1
     found: list[tuple[float, int, _Form, tuple[int, int, bool], int]] = []
     in_place = _copied_rows(form, itemsize)
     for choice in (in_place, _with_margins(form)):
