@@ -24,7 +24,7 @@ from graphc.backends.codegen import contract_tiling
 from graphc.backends.codegen.contract_tiling import cut_of, tile
 from graphc.backends.codegen.targets import AVX2, AVX512, NEON, Target, host_target
 from graphc.dims import DimLike, symbol
-from graphc.kernel import Access, Contraction, Store, Term
+from graphc.kernel import Access, Contraction, Expr, Store, Term
 from graphc.types import DType, float32, float64
 
 Pair = tuple[int, int]
@@ -184,3 +184,20 @@ def test_every_target_reads_rows_in_place(target: Target) -> None:
         c = windows((20, 20), channels, 64, kernel, before=(1, 1), out=(20, 20))
         assert tile(c, target).pack_left.mode == "direct"
         assert "llvm.fma" in module_text(c, target)
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+def test_epilogues_that_walk_rows_as_one_or_by_axes(channels: int, monkeypatch: Any) -> None:
+    """Channels last the rows of the result are one axis, channels first they are not."""
+    size = (7, 6)
+    base = windows(size, channels, 24, (3, 3), before=(1, 1), out=size)
+    residual = Expr("load", (), (plain(3, (0, 1, 2, 3), strides((2, *size, 24))), 0.0), float32)
+    total = Expr("add", (acc(float32), residual), None, float32)
+    last = Store(base.stores[0].access, total)
+    first = Store(plain(4, (0, 3, 1, 2), strides((2, 24, *size))), acc(float32))
+    for stores, flat in (((last,), True), ((last, first), False)):
+        c = replace(base, bufs=(float32,) * 5, stores=stores)
+        assert tile(c, host_target()).flat == flat
+        x, w, y = sizes_of_buffers(c, size, {})
+        rng = np.random.default_rng(channels)
+        same_bits(c, [noise(rng, n, float32) for n in (x, w, y, y, y)], {}, monkeypatch)

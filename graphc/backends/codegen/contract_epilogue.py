@@ -1,7 +1,7 @@
 """The epilogue of a contraction: scalar expressions over a finished tile of C, then stores.
 
 Runs along the rows of the tile, LANES columns at a time.  Columns at the edge are masked.
-Imports: text, scalar, contract_access, kernel, types.
+Imports: text, scalar, contract_access, kernel, dims, types.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from graphc.backends.codegen.text import (
     suffix,
     vector,
 )
-from graphc.kernel import Access, Contraction, Expr, Store
+from graphc.dims import mul
+from graphc.kernel import Access, Contraction, Expr, Store, expressions_of
 from graphc.types import DType, int64
 
 MASK = vector("i1")
@@ -410,6 +411,24 @@ class Epilogue:
             ("i32", str(dtype.itemsize)),
             (MASK, mask or _ALL),
         )
+
+
+def walks_as_one(c: Contraction, rows: Group) -> bool:
+    """Whether all that the epilogue reads and writes lies a constant stride apart, row by row."""
+    if len(rows.axes) < 2:
+        return True
+    found = [store.access for store in c.stores]
+    for e in expressions_of(c):
+        if e.op == "axis" and e.value in rows.axes:
+            return False
+        if e.op in ("load", "gather"):
+            found.append(e.value[0])
+    for access in found:
+        steps = [linear(access, axis) for axis in rows.axes]
+        whole = [mul(n, step) for n, step in zip(rows.extents, steps, strict=True)]
+        if steps[:-1] != whole[1:] or any(guards_axis(access, axis) for axis in rows.axes):
+            return False
+    return True
 
 
 def _bit(fill: str) -> str:

@@ -2,7 +2,7 @@
 
 Tiling follows from the contraction and the target alone, never from threads, and never changes
 bits: each element of C is one chain of fused multiply-adds however it is cut.
-Imports: targets, text, contract_access, contract_blocks, kernel, dims, errors.
+Imports: targets, text, contract_access, contract_blocks, contract_epilogue, kernel, dims, errors.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from graphc.backends.codegen.contract_blocks import (
     columns_in_place,
     slices_in_place,
 )
+from graphc.backends.codegen.contract_epilogue import walks_as_one
 from graphc.backends.codegen.contract_order import near_rows
 from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANES
@@ -113,11 +114,19 @@ class Tiling:
     most: Room
     half: bool  # the last vector of a tile has half the lanes
     skips: bool  # runs of k that lie outside for every row of a tile are skipped
+    flat: bool  # the epilogue walks the axes of the rows as one
     chunks: tuple[bool, bool]  # the epilogue meets LANES columns at a time, and fewer
     # (rows, vectors): up to so many rows, B is read in place by such tiles; for symbolic numbers
     few_rows: tuple[tuple[int, int], ...] = ()
     swapped: bool = False
     batch_inside: bool = False  # blocks of all batches at some rows come one after the other
+
+    @property
+    def finished(self) -> Group:
+        """The rows as the epilogue walks them."""
+        if self.flat and len(self.rows.axes) > 1:
+            return Group(self.rows.axes[-1:], (self.rows.size,))
+        return self.rows
 
     @property
     def tile_cols(self) -> int:
@@ -165,6 +174,7 @@ def cut_of(c: Contraction, target: Target) -> Cut:
         t.tile_vectors,
         t.half,
         t.skips,
+        t.flat,
         t.chunks,
         t.few_rows,
         t.batch_inside,
@@ -181,9 +191,8 @@ def _panel(t: Tiling) -> int:
 
 def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
     """The tiling that a kernel carries."""
-    swapped, pack_left, pack_right, tile_rows, vectors, half, skips, chunks, few_rows, inside = (
-        cut.code
-    )
+    swapped, pack_left, pack_right, tile_rows, vectors, half, skips, *last = cut.code
+    flat, chunks, few_rows, inside = last
     block_rows, block_cols, depth, spread, *_ = cut.numbers
     most: Any = cut.most or cut.numbers
     _, m, n, _ = groups(c)
@@ -206,6 +215,7 @@ def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
         Room(*most[4:]),
         half,
         skips,
+        flat,
         chunks,
         few_rows,
         swapped,
@@ -293,6 +303,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         room,
         half,
         skips,
+        walks_as_one(c, rows),
         _chunks(cols.size, vectors * lanes, block_cols),
         few_rows,
         swapped,

@@ -222,8 +222,7 @@ class _Emitter:
         left = f.sub(self.rows, down.index)
         first_row = f.add(self.row0, down.index)
         self.in_place.locate(f, shape, origin, first_row, left)
-        first_coords = coordinates(f, t.rows, first_row)
-        rows = Rows(t.rows, first_coords, f.smin(left, t.tile_rows), self.batch_coords)
+        rows = self._rows(first_row, f.smin(left, t.tile_rows))
         across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", b)])
         at = f.offset(c, f.mul(across.index, self.itemsize))
         column = f.add(self.col0, across.index)
@@ -507,9 +506,12 @@ class _Emitter:
     # ---- the epilogue
 
     def _finish(self) -> None:
-        row = coordinates(self.f, self.t.rows, self.row0)
-        rows = Rows(self.t.rows, row, self.rows, self.batch_coords)
-        self._finish_rows(self.scratch["c"], rows)
+        self._finish_rows(self.scratch["c"], self._rows(self.row0, self.rows))
+
+    def _rows(self, first: str, count: str) -> Rows:
+        """Rows of C as the epilogue walks them."""
+        finished = self.t.finished
+        return Rows(finished, coordinates(self.f, finished, first), count, self.batch_coords)
 
     def _finish_rows(self, c: str, rows: Rows) -> None:
         """Run the epilogue over rows of C."""
