@@ -302,7 +302,8 @@ class _Emitter:
             few, more = f.fresh("few"), f.fresh("more")
             f.branch_if(f.value(f"icmp sle i64 {self.rows}, {rows}"), few, more)
             f.label(few)
-            self._multiply_panels(depth, first, a, b, replace(shape, rows=rows), panel)
+            tall = replace(shape, rows=rows)
+            self._multiply_panels(depth, first, a, b, tall, panel, ahead=True)
             f.branch(after)
             f.label(more)
         if t.pack_left.mode != "direct":
@@ -465,12 +466,19 @@ class _Emitter:
         f.close_loop(down, following)
 
     def _multiply_panels(
-        self, depth: str, first: str, a: str, b: str, shape: Tile, panel: str
+        self,
+        depth: str,
+        first: str,
+        a: str,
+        b: str,
+        shape: Tile,
+        panel: str,
+        ahead: bool = False,
     ) -> None:
         """Run the register tile over the block, all rows for one panel of B after the other.
 
         The panel then stays in the first cache, and A, of which a step needs less, comes from the
-        second.
+        second.  With `ahead` the next panel is asked for meanwhile: few rows wait for memory.
         """
         f, t = self.f, self.t
         if t.skips:
@@ -478,14 +486,22 @@ class _Emitter:
             return
         start = [("ptr", b), ("ptr", self.scratch["c"])]
         across = f.open_loop(0, self.cols, shape.vectors * t.lanes, start)
-        b, c = across.carried
+        width = shape.vectors * t.lanes
+        done, (b, c) = across.index, across.carried
+        if ahead:
+            back = f.mul(f.udiv(done, width), panel)
+            following = f.sub(f.mul(depth, self.room.b_step), back)  # the next slice begins there
+            last = f.value(f"icmp sge i64 {f.add(done, width)}, {self.cols}")
+            step = f.value(f"select i1 {last}, i64 {following}, i64 {panel}")
+            shape = replace(shape, b_ahead=step)
         down = f.open_loop(0, self.rows, shape.rows, [("ptr", a), ("ptr", c)])
         emit_tile(f, shape, down.carried[0], b, down.carried[1], depth, first)
         below = shape.rows * self.room.c_row
         a, c = f.offset(down.carried[0], self.room.a_panel), f.offset(down.carried[1], below)
         f.close_loop(down, [a, c])
-        width = shape.vectors * t.lanes * self.itemsize
-        f.close_loop(across, [f.offset(b, panel), f.offset(across.carried[1], width)])
+        f.close_loop(
+            across, [f.offset(b, panel), f.offset(across.carried[1], width * self.itemsize)]
+        )
 
     def _tile_shape(self) -> Tile:
         t = self.t
