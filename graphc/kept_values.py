@@ -27,6 +27,9 @@ Array = np.ndarray[Any, Any]
 
 Word = ctypes.c_int64
 
+MOST_WRITERS = 64
+"""Sets of variables with a word of their own; runs that write others make every value stale."""
+
 
 class _Value:
     """A value, of its variables as they were at `version`."""
@@ -63,7 +66,8 @@ class KeptValues:
     def __init__(self) -> None:
         self._lock = new_rlock()  # a signal handler may run what its thread is making values for
         self._writers: dict[frozenset[int], Word] = {}
-        self._others = Word(0)  # counts what no word of `_writers` does, and new ones of these
+        self._rest = Word(0)  # counts the runs that no word of `_writers` does
+        self._others = Word(0)  # counts variables set from Python, and new words of `_writers`
         self._times_set: dict[int, int] = {}
         self._values: weakref.WeakValueDictionary[Any, _Value] = weakref.WeakValueDictionary()
         self._held: weakref.WeakKeyDictionary[Any, Held] = weakref.WeakKeyDictionary()
@@ -74,6 +78,8 @@ class KeptValues:
         """What counts the runs that write these variables; first asked for by who may write."""
         found = self._writers.get(written)
         if found is None:
+            if len(self._writers) >= MOST_WRITERS:
+                return self._rest
             found = self._writers[written] = Word(0)
             self._others.value += 1
         return found
@@ -142,12 +148,12 @@ class KeptValues:
     def _words(self, variables: frozenset[int]) -> list[Word]:
         """What to look at to see whether one of the variables has been written."""
         writers = [word for ids, word in self._writers.items() if ids & variables]
-        return [self._others, *writers]
+        return [self._others, self._rest, *writers]
 
     def _version(self, value: _Value) -> int:
         """How often its variables may have been written."""
         runs = sum([w.value for ids, w in self._writers.items() if ids & value.variables])
-        return runs + sum([self._times_set.get(i, 0) for i in value.variables])
+        return runs + self._rest.value + sum([self._times_set.get(i, 0) for i in value.variables])
 
 
 def _lent(values: Sequence[_Value], stale: Collection[int], kept: Sequence[Kept]) -> list[Array]:

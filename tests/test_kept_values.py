@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import graphc as gx
+from graphc import kept_values
 from graphc.backends.llvm import jit as jit_module
 from graphc.backends.llvm.executable import LLVMExecutable
 from graphc.backends.llvm.keeping import Keeping
@@ -287,6 +288,23 @@ def test_only_what_has_changed_is_made_again() -> None:
             "keep square",
             "keep pack",
         ]
+
+
+def test_any_number_of_programs_may_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_values, "MOST_WRITERS", 3)
+    model = Model()
+    others = [gx.Variable(np.float32(0), name=f"v{i}", trainable=False) for i in range(4)]
+    scale = gx.constant(np.float32(-1))
+    for i in range(4):  # the last ones have no word of their own
+        model.session.run([v.initializer for v in others[: i + 1]])
+        model.is_right()
+        flip = [gx.assign(model.w, model.w * scale), *(gx.assign(v, v) for v in others[: i + 1])]
+        for _ in range(40):
+            before = model.predict()
+            model.session.run(flip)
+            assert model.predict().tobytes() == (-before).tobytes()
+    model.is_right()
+    assert len(model.session.variables._kept._writers) == 3
 
 
 def test_functions_keep_too() -> None:
