@@ -15,10 +15,11 @@ from typing import Any
 from networks import NETWORKS, Network
 
 import graphc as gx
+from graphc import kept_values
 from graphc.arena import ALIGNMENT
 from graphc.backends.llvm import tables
 from graphc.dims import atoms, evaluate
-from graphc.plan import Plan
+from graphc.plan import Kept, Plan
 
 DEFAULT = (
     *("mlp", "autoencoder", "residual_mlp40", "lenet", "alexnet"),
@@ -46,11 +47,13 @@ def alive_at_once(plan: Plan, batch: int) -> int:
 
 
 class Allocations:
-    """The arenas allocated while it is entered."""
+    """The arenas, and the arrays of values kept between runs, allocated while it is entered."""
 
     def __init__(self) -> None:
         self.bytes: list[int] = []
+        self.kept: list[int] = []
         self._allocate = tables.arena_bytes
+        self._keep = kept_values._aligned
 
     def __enter__(self) -> Allocations:
         def counted(size: int) -> Any:
@@ -58,22 +61,29 @@ class Allocations:
             self.bytes.append(memory.nbytes)
             return memory
 
+        def counted_kept(value: Kept) -> Any:
+            array = self._keep(value)
+            self.kept.append(array.nbytes)
+            return array
+
         tables.arena_bytes = counted
+        kept_values._aligned = counted_kept
         return self
 
     def __exit__(self, *exc: object) -> None:
         tables.arena_bytes = self._allocate
+        kept_values._aligned = self._keep
 
 
 def used_bytes(network: Network, step: Any, batch: int) -> int:
-    """What one training step allocates for its arena, in a session of its own."""
+    """What one training step allocates for its arena and keeps, in a session of its own."""
     with gx.Session() as session:
         session.run(gx.global_variables_initializer())
         gc.collect()
         with Allocations() as allocations:
             session.run([network.loss, step], network.feeds(batch))
     (used,) = allocations.bytes
-    return used
+    return used + sum(allocations.kept)
 
 
 def main() -> None:

@@ -195,10 +195,11 @@ def test_normalization_joins_the_convolution_before_it() -> None:
         patched.setattr(keep, "LEAST_WORK", 0)
         plan = plan_of(y)
     assert len(plan.steps) == 1
-    (scale,) = plan.kept
-    assert scale.bytes == 4 * 64
-    names = {plan.variables[i].name.split("/")[-1] for i in scale.sources}
-    assert names == {"gamma", "moving_variance"}
+    found = {}
+    for kept in plan.kept:  # the convolution may have its filter in another form, too
+        names = frozenset(plan.variables[i].name.split("/")[-1] for i in kept.sources)
+        found[names] = kept.bytes
+    assert found[frozenset(("gamma", "moving_variance"))] == 4 * 64
 
 
 def test_what_is_packed_of_kept_values_is_kept_in_their_place() -> None:
