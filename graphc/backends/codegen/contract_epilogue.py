@@ -112,15 +112,19 @@ class Epilogue:
         start = [("ptr", c), *(("i64", at) for at in rows.first.values())]
         down = f.open_loop(0, rows.count, 1, start)
         here = dict(zip(rows.first, down.carried[1:], strict=True))
-        scalars = {**rows.batch, **here}
+        self.across(columns, {**rows.batch, **here}, down.carried[0])
+        following = advanced(f, rows.group, here)
+        f.close_loop(down, [f.offset(down.carried[0], c_row), *(following[a] for a in here)])
+
+    def across(self, columns: Columns, scalars: Mapping[int, str], c: str) -> None:
+        """The epilogue of one row of the tile, at `c`."""
+        f = self.f
         whole = f.value(f"and i64 {columns.count}, {-LANES}") if columns.full else "0"
         if columns.full:
             end = whole if columns.rest else columns.count
-            self._along(columns, ("0", end), scalars, down.carried[0], False)
+            self._along(columns, ("0", end), scalars, c, False)
         if columns.rest:
-            self._along(columns, (whole, columns.count), scalars, down.carried[0], True)
-        following = advanced(f, rows.group, here)
-        f.close_loop(down, [f.offset(down.carried[0], c_row), *(following[a] for a in here)])
+            self._along(columns, (whole, columns.count), scalars, c, True)
 
     def fetch_ahead(
         self, rows: Rows, column: str, tile_rows: int, tile_cols: int, wanted: str

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from graphc import dims
 from graphc.backends.codegen.contract_access import Group, Operand, Record, linear, sum_records
-from graphc.backends.codegen.contract_epilogue import Epilogue, Place
+from graphc.backends.codegen.contract_epilogue import Columns, Epilogue
 from graphc.backends.codegen.contract_microkernel import (
     Tile,
     emit_tile,
@@ -29,7 +29,7 @@ from graphc.backends.codegen.contract_microkernel import (
     masked_load,
 )
 from graphc.backends.codegen.targets import Target
-from graphc.backends.codegen.text import LANE_INDEX, LANES, FunctionText, scalar_type, vector
+from graphc.backends.codegen.text import LANES, FunctionText, scalar_type
 from graphc.backends.codegen.winograd_transforms import (
     Lanes,
     VectorCode,
@@ -59,8 +59,6 @@ PAD = 16
 
 LINE = 64
 """Bytes of a cache line."""
-
-_LANES32 = LANE_INDEX.replace("i64", "i32")
 
 
 @dataclass(frozen=True)
@@ -494,14 +492,8 @@ class WinogradEmitter:
 
     def _store(self, place: Mapping[int, str], y: str) -> None:
         """The epilogue over the filters of one output position."""
-        f, t = self.f, self.lanes
-        kind = vector(t.scalar)
-        with self._loop(self.filters, LANES) as column:
-            left = f.value(f"trunc i64 {f.sub(self.filters, column)} to i32")
-            mask = f.value(f"icmp slt {vector('i32')} {_LANES32}, {f.splat('i32', left)}")
-            at = f.offset(y, f.mul(column, t.itemsize))
-            acc = f.value(f"load {kind}, ptr {at}, align {LANES * t.itemsize}")
-            self.epilogue.emit(Place(place, f.add(self.filter0, column), mask, acc))
+        columns = Columns(self.filter0, self.filters, full=True, rest=True)
+        self.epilogue.across(columns, place, y)
 
 
 def _whole_lines(n: int) -> int:
