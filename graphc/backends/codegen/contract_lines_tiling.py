@@ -32,9 +32,8 @@ L1 cache."""
 
 FEWEST_ROWS = 4
 
-FAR_BYTES = 4096
-"""Steps of k so far apart or further are copied: each is in a page of its own.  Half of that is
-enough where more lies between them."""
+FAR_BYTES = 2048
+"""Steps of k so far apart or further are copied: they share few sets of the caches."""
 
 MARGIN_BYTES = 64 * 1024
 """Most memory of a slice copied with margins."""
@@ -253,10 +252,7 @@ def _tiling(c: Contraction, form: _Form, target: Target) -> LineTiling | None:
 def _copied_rows(form: _Form, itemsize: int) -> _Form:
     """With rows copied, if the steps of k lie far apart."""
     step = linear(form.left, form.along)
-    if not isinstance(step, int):
-        return form
-    gaps = step > assumed_size(form.rows)
-    far = step * itemsize >= (FAR_BYTES // 2 if gaps else FAR_BYTES)
+    far = isinstance(step, int) and step * itemsize >= FAR_BYTES
     return replace(form, copies="rows") if far else form
 
 
