@@ -37,8 +37,8 @@ from graphc.types import DType
 CutOf = Callable[[Contraction], Cut]
 """How a back end cuts a contraction."""
 
-BLOCK_ROWS = 128
-"""Rows of C for which a block packs B once, roughly."""
+BLOCK_ROWS = 384
+"""Rows of C for which packing B in the blocks, out of a cache, costs what a step of its own does."""
 
 UNKNOWN_ROWS = 256
 """Rows of C where their number is known only at run time, and how many products share B."""
