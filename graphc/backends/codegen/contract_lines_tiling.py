@@ -32,7 +32,7 @@ L1 cache."""
 
 FEWEST_ROWS = 4
 
-FAR_BYTES = 2048
+FAR_BYTES = 1024
 """Steps of k so far apart or further are copied: they share few sets of the caches."""
 
 MARGIN_BYTES = 64 * 1024
