@@ -38,7 +38,7 @@ CutOf = Callable[[Contraction], Cut]
 """How a back end cuts a contraction."""
 
 BLOCK_ROWS = 384
-"""Rows of C for which packing B in the blocks, out of a cache, costs what a step of its own does."""
+"""Rows of C for which packing B in the blocks, out of a cache, costs what a step for it does."""
 
 UNKNOWN_ROWS = 256
 """Rows of C where their number is known only at run time, and how many products share B."""
