@@ -12,7 +12,7 @@ from contraction_reference import Compiled, acc, host_features, op, reference, s
 
 import graphc as gx
 from graphc import dims
-from graphc.backends.codegen.contract_winograd import winograd_cut
+from graphc.backends.codegen.contract_winograd_tiling import winograd_cut
 from graphc.backends.codegen.targets import AVX2, AVX512, NEON, SSE2, Target, host_target
 from graphc.backends.interpret_arrays import Rounding, interpret
 from graphc.debug.values import disagreement

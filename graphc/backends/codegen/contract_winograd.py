@@ -17,10 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from graphc import dims
-from graphc.backends.codegen.contract_access import Group, Operand, Record, linear, sum_records
+from graphc.backends.codegen.contract_access import Group, Operand, Record, sum_records
 from graphc.backends.codegen.contract_epilogue import Columns, Epilogue
 from graphc.backends.codegen.contract_microkernel import (
     Tile,
@@ -28,6 +26,7 @@ from graphc.backends.codegen.contract_microkernel import (
     lanes_below,
     masked_load,
 )
+from graphc.backends.codegen.contract_winograd_tiling import VECTORS, winograd_tiling
 from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANES, FunctionText, scalar_type
 from graphc.backends.codegen.winograd_transforms import (
@@ -35,8 +34,7 @@ from graphc.backends.codegen.winograd_transforms import (
     VectorCode,
     transposed_vectors,
 )
-from graphc.dims import DimLike
-from graphc.kernel import Contraction, Cut
+from graphc.kernel import Contraction
 from graphc.winograd import (
     FILTERINGS,
     TAPS,
@@ -46,86 +44,11 @@ from graphc.winograd import (
     output_transform,
 )
 
-VECTORS = 2
-"""Vectors of filters in a register tile."""
-
-TILES = {2: 72, 4: 36}
-FILTERS = 64
-CHANNELS = {2: 64, 4: 64}
-"""Most tiles, filters and channels that a block, and a slice of it, has: V and M then fill L2."""
-
 PAD = 16
 """Elements between rows in scratch memory, and at least a vector."""
 
 LINE = 64
 """Bytes of a cache line."""
-
-
-@dataclass(frozen=True)
-class WinogradTiling:
-    """How a Winograd convolution is cut."""
-
-    tile_rows: int
-    block_tiles: DimLike
-    block_filters: DimLike
-    depth: DimLike
-    most: tuple[int, int, int]  # what scratch memory is laid out for
-    whole_channels: bool  # all vectors of channels are full
-    whole_filters: bool
-    transposed: bool  # the weights of a filter are contiguous along channels
-
-
-def winograd_tiling(c: Contraction, target: Target) -> WinogradTiling:
-    """What a Winograd convolution carries, or what suits its sizes."""
-    if c.cut is not None:
-        _, tile_rows, whole_channels, whole_filters, transposed = c.cut.code
-        tiles, filters, depth = c.cut.numbers
-        most = c.cut.most or c.cut.numbers
-        assert all(isinstance(n, int) for n in most)
-        known = (int(str(most[0])), int(str(most[1])), int(str(most[2])))
-        return WinogradTiling(
-            tile_rows, tiles, filters, depth, known, whole_channels, whole_filters, transposed
-        )
-    lanes = target.lanes(c.dtype.itemsize)
-    rows, panel = target.rows[VECTORS - 1], VECTORS * lanes
-    tiles = max(TILES[c.winograd] // rows, 1) * rows
-    filters = max(FILTERS // panel, 1) * panel
-    depth = _even_part(c.k[-1], CHANNELS[c.winograd], lanes)
-    return WinogradTiling(
-        rows,
-        tiles,
-        filters,
-        depth,
-        (tiles, filters, depth),
-        dims.factor(c.k[-1]) % lanes == 0,
-        bool(c.panel) or dims.factor(c.n[0]) % panel == 0,
-        not c.panel and linear(c.b, 3) != 1,
-    )
-
-
-def _even_part(size: DimLike, most: int, unit: int) -> int:
-    """The size of the slices when a size is cut into as few even ones as can be."""
-    if not isinstance(size, int):
-        return most
-    parts = max(-(-size // most), 1)
-    return max(-(-size // parts // unit) * unit, unit)
-
-
-def winograd_cut(c: Contraction, target: Target) -> Cut:
-    """The cut of a Winograd convolution as something it can carry."""
-    t = winograd_tiling(c, target)
-    code = ("winograd", t.tile_rows, t.whole_channels, t.whole_filters, t.transposed)
-    panel = VECTORS * target.lanes(c.dtype.itemsize)
-    return Cut(code, (t.block_tiles, t.block_filters, t.depth), (), panel)
-
-
-def winograd_blocks(c: Contraction, target: Target) -> DimLike:
-    """How many independent blocks there are."""
-    t = winograd_tiling(c, target)
-    images, height, width = c.m
-    across = [dims.ceildiv(n, c.winograd) for n in (height, width)]
-    tiles = dims.product((images, *across))
-    return dims.mul(dims.ceildiv(tiles, t.block_tiles), dims.ceildiv(c.n[0], t.block_filters))
 
 
 class WinogradEmitter:

@@ -43,11 +43,8 @@ from graphc.backends.codegen.contract_tiling import (
     groups,
     tile,
 )
-from graphc.backends.codegen.contract_winograd import (
-    WinogradEmitter,
-    winograd_blocks,
-    winograd_cut,
-)
+from graphc.backends.codegen.contract_winograd import WinogradEmitter
+from graphc.backends.codegen.contract_winograd_tiling import winograd_blocks, winograd_cut
 from graphc.backends.codegen.targets import Target, host_target
 from graphc.backends.codegen.text import FunctionText, scalar_type
 from graphc.dims import DimLike
