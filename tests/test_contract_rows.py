@@ -201,3 +201,20 @@ def test_epilogues_that_walk_rows_as_one_or_by_axes(channels: int, monkeypatch: 
         x, w, y = sizes_of_buffers(c, size, {})
         rng = np.random.default_rng(channels)
         same_bits(c, [noise(rng, n, float32) for n in (x, w, y, y, y)], {}, monkeypatch)
+
+
+@pytest.mark.parametrize("kernel", [(7, 7), (90, 3), (60, 5)])
+def test_windows_of_few_channels_over_sizes_known_in_the_run(
+    kernel: Pair, monkeypatch: Any
+) -> None:
+    size = (H, W)
+    c = windows(size, 1, 16, kernel, before=(1, 2), out=(3, W), images=N)
+    for images, width in ((0, 9), (1, 8), (2, 13)):
+        sizes = {"h": 91, "w": width, "n": images}
+        rng = np.random.default_rng(width)
+        buffers = [noise(rng, n, c.dtype) for n in sizes_of_buffers(c, size, sizes)]
+        if kernel == (90, 3):  # too many runs for one slice of k, and too short to cut it at
+            assert tile(c, host_target()).pack_left.mode != "direct"
+            check(c, buffers, sizes)
+        else:
+            same_bits(c, buffers, sizes, monkeypatch)

@@ -242,7 +242,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         tile_rows = max(-(-assumed_size(rows) // tiles), 1)
     half = _half(cols.size, vectors, lanes)
     pack_left = _packing(left, rows, k, broadcast=True)
-    in_runs = _axes_in_runs(left, rows, k)
+    in_runs = _axes_in_runs(left, k)
     in_place = in_runs > 0 and not _reads_in_place(right, rows, cols, k)
     skips = _needed_share(c, left, rows, k) < 1 and not in_place
     if skips:
@@ -253,7 +253,8 @@ def tile(c: Contraction, target: Target) -> Tiling:
         pack_right = Packing("direct", len(cols.axes))
         vectors = min(IN_PLACE_SUMS // tile_rows, max(-(-assumed_size(cols) // lanes), 1))
     few_rows: tuple[tuple[int, int], ...] = ()
-    if _may_be_few(rows.size) and not skips:
+    windows = in_place and guards_axis(left, k.axes[-in_runs])
+    if _may_be_few(rows.size) and not skips and not windows:
         if c.panel:
             few_rows = ((1, vectors), (min(IN_PLACE_ROWS, tile_rows), vectors))
         elif _lies_in_vectors(right, cols, k):
@@ -275,7 +276,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         few = -(-IN_PLACE_ROWS // tile_rows) * tile_rows
         runs, sums = _runs(k, pack_left.fused, depth), max(few, tile_rows if whole else block_rows)
         cut = 0
-        if guards_axis(left, k.axes[-in_runs]):
+        if windows:
             whole_k = assumed(k.size)
             cut = tile_rows * (whole_k + lanes * runs)
         slices = 0 if c.panel else block_cols * depth
@@ -459,7 +460,7 @@ def _depth(k: Group, fused: int, most: int = DEPTH) -> int:
     return max(-(-steps // unit) * unit, 4)
 
 
-def _axes_in_runs(left: Access, rows: Group, k: Group) -> int:
+def _axes_in_runs(left: Access, k: Group) -> int:
     """How many trailing axes of k make runs, long enough for rows to be read in place; 0 if none.
 
     A run may be cut by a guard, see `window_axes`, if windows are small and known.
@@ -471,8 +472,11 @@ def _axes_in_runs(left: Access, rows: Group, k: Group) -> int:
         return fused
     wide = window_axes(left, k)
     run = product(k.extents[len(k.extents) - wide :])
-    known = isinstance(run, int) and isinstance(k.size, int) and isinstance(rows.size, int)
-    small = known and LEAST_WINDOW <= assumed(run) <= MOST_WINDOW and assumed(k.size) <= MOST_CUT
+    if not isinstance(run, int) or not isinstance(k.size, int):
+        return 0
+    # slices of k must not cut runs: they are of whole runs where those are long enough
+    most = MOST_CUT if run > 4 else DEPTH
+    small = LEAST_WINDOW <= run <= MOST_WINDOW and k.size <= most
     return wide if small else 0
 
 
