@@ -59,6 +59,10 @@ ALIKE = 0.98
 IN_PLACE_RUN = 4
 """Fewest elements of a run along k for rows to be read in place."""
 
+IN_PLACE_SHARE = 0.7
+"""Share of A inside its guards below which rows in place follow each other so that they share
+them; else neighbours follow each other, which share caches."""
+
 LEAST_WINDOW, MOST_WINDOW = 3, 64
 """Elements of the rows of a window that are read in place, being cut at edges."""
 
@@ -244,7 +248,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
     pack_left = _packing(left, rows, k, broadcast=True)
     in_runs = _axes_in_runs(left, k)
     in_place = in_runs > 0 and not _reads_in_place(right, rows, cols, k)
-    skips = _needed_share(c, left, rows, k) < 1 and not in_place
+    skips = _needed_share(c, left, rows, k) < (IN_PLACE_SHARE if in_place else 1)
     if skips:
         rows = _guards_first(left, rows)
     pack_right = Packing("packed", 0) if c.panel else _packing(right, cols, k, broadcast=False)
