@@ -117,7 +117,7 @@ NETWORKS: dict[str, tuple[Callable[[Any], list[Tensor]], int]] = {
     "one_layer": (one_layer, 1 + T + T - 1 + 3),  # x w, h u, dg u', dx, dw, du
     "batch_first": (batch_first, 1 + T + T - 1 + 3),
     "two_layers": (two_layers, 2 * (1 + T + T - 1 + 3)),
-    "both_ways": (both_ways, 2 * (1 + T + T - 1 + T + 2)),  # dx[t] is a sum of two
+    "both_ways": (both_ways, 2 * (1 + T + T - 1 + 3)),
     "siamese": (siamese, 4 + 2 + 2),
     "solver": (solver, T + T + 1),
     "batched": (batched, 6),

@@ -16,13 +16,23 @@ from graphc import dims
 from graphc.builder import Builder
 from graphc.dims import DimLike
 from graphc.node import Node, Tensor
+from graphc.ops.arithmetic import add
 from graphc.ops.linalg import matmul_op
 from graphc.ops.shape import broadcast_along, reshape
 from graphc.passes.estimate import Estimate
-from graphc.passes.pieces import Piece, cut_out, join, piece_of, runs, without
+from graphc.passes.pieces import (
+    Piece,
+    are_consecutive,
+    cut_out,
+    join,
+    piece_of,
+    runs,
+    without,
+)
 from graphc.passes.simplify_views import VIEW_RULES
 from graphc.program import Program, rewrite
 from graphc.rewrite import apply_rules
+from graphc.types import Shape
 
 MANY_ROWS = 256
 """Rows with which a product is no faster for having more."""
@@ -142,52 +152,91 @@ def join_products(program: Program) -> Program:
 
     before:  %c = concat(matmul(%a, %w), matmul(%b, %w)) {axis=0}
     after:   %c = matmul(concat(%a, %b) {axis=0}, %w)
+
+    So are concatenated sums of two products, each with a matrix of its own.
     """
     if not any(n.op.name == "concat" for n in program.order()):
         return program
-    builder, uses, estimate = Builder(), count_uses(program), Estimate()
-    changed: list[Node] = []
+    return _Joiner(program).run()
 
-    def rule(node: Node, inputs: list[Tensor]) -> Sequence[Tensor] | None:
+
+class _Joiner:
+    """Rewrites concatenations of a program."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.builder = Builder()
+        self.uses = count_uses(program)
+        self.estimate = Estimate()
+        self.changed = False
+
+    def run(self) -> Program:
+        merged = rewrite(self.program, self.rule, self.builder)
+        return apply_rules(merged, VIEW_RULES) if self.changed else self.program
+
+    def rule(self, node: Node, inputs: list[Tensor]) -> Sequence[Tensor] | None:
         if node.op.name != "concat":
             return None
+        made = self._joined(node, inputs)
+        if made is None:
+            return None
+        self.changed = True
+        return (made,)
+
+    def _joined(self, node: Node, inputs: list[Tensor]) -> Tensor | None:
         axis = node.attrs["axis"]
-        pieces = [piece_of(t) for t in inputs]
-        if all(p is not None and p.axis == axis and not p.dropped for p in pieces):
-            changed.append(node)
-            return (join(inputs, axis),)
-        if axis == len(node.outputs[0].dims) - 1 or not all(
-            _only_used_by_next(t) for t in node.inputs
-        ):
+        pieces = [p for p in map(piece_of, inputs) if p is not None]
+        if len(pieces) == len(inputs) and are_consecutive(pieces):
+            return join(inputs, axis) if pieces[0].axis == axis and not pieces[0].dropped else None
+        if axis == len(node.outputs[0].dims) - 1 or not all(map(self._is_passed_on, node.inputs)):
             return None
-        products = [_expanded(t, axis) for t in inputs]
-        if not all(_is_product(t) for t in products):
+        parts = [_expanded(t, axis) for t in inputs]
+        if len({p is t for p, t in zip(parts, inputs, strict=True)}) > 1:
             return None
-        if len({p is t for p, t in zip(products, inputs, strict=True)}) > 1:
+        shape = node.outputs[0].dims
+        if any(_rows(t.dims, self.estimate) >= MANY_ROWS for t in parts):
             return None
-        first = products[0].node
-        w, flag = matrix_below(first.inputs[1]), first.attrs["transpose_b"]
+        if any(t.node.op.name != "add" for t in parts):
+            return self._product(parts, axis, shape)
+        first = [t.node.inputs[0] for t in parts]
+        second = [t.node.inputs[1] for t in parts]
+        for i in range(1, len(parts)):  # the terms of every sum in the same order
+            if _factor(first[i]) != _factor(first[0]):
+                first[i], second[i] = second[i], first[i]
+        a = self._product(first, axis, shape)
+        b = None if a is None else self._product(second, axis, shape)
+        return None if a is None or b is None else add(a, b)
+
+    def _is_passed_on(self, t: Tensor) -> bool:
+        """Whether t is read once, and so is what it is made of down to products."""
+        while self.uses[id(t)] == 1:
+            if t.node.op.name == "add":
+                return all(self.uses[id(x)] == 1 for x in t.node.inputs)
+            if t.node.op.name != "reshape":
+                return True
+            t = t.node.inputs[0]
+        return False
+
+    def _product(self, parts: Sequence[Tensor], axis: int, shape: Shape) -> Tensor | None:
+        """Products with one matrix, joined along an axis to what has this shape but for columns."""
+        factor = _factor(parts[0])
+        if factor is None or any(_factor(t) != factor for t in parts):
+            return None
+        first = parts[0].node
+        w = matrix_below(first.inputs[1])
         assert w is not None
-        for t in products:
-            other = matrix_below(t.node.inputs[1])
-            if other is not w or t.node.attrs["transpose_b"] != flag:
-                return None
-            if _rows(t.dims, estimate) >= MANY_ROWS:
-                return None
-        changed.append(node)
-        lefts = [t.node.inputs[0] for t in products]
+        lefts = [t.node.inputs[0] for t in parts]
         x = join(lefts, axis)
-        if products[0] is not inputs[0]:  # the axis is a new one, and the rows within it follow
-            x = reshape(x, (*node.outputs[0].dims[:-1], lefts[0].dims[-1]))
-        return (_product(x, w, flag, builder),)
+        if len(shape) > len(x.dims):  # the axis is a new one, and the rows within it follow
+            x = reshape(x, (*shape[:-1], lefts[0].dims[-1]))
+        return _product(x, w, first.attrs["transpose_b"], self.builder)
 
-    def _only_used_by_next(t: Tensor) -> bool:
-        if uses[id(t)] != 1:
-            return False
-        return t.node.op.name != "reshape" or uses[id(t.node.inputs[0])] == 1
 
-    merged = rewrite(program, rule, builder)
-    return apply_rules(merged, VIEW_RULES) if changed else program
+def _factor(t: Tensor) -> Hashable:
+    """What tells by which matrix t is made of rows; None if it is not."""
+    if not _is_product(t):
+        return None
+    return id(matrix_below(t.node.inputs[1])), t.node.attrs["transpose_b"]
 
 
 def _expanded(t: Tensor, axis: int) -> Tensor:
