@@ -613,3 +613,15 @@ def test_a_check_looks_at_what_is_kept() -> None:
             session.run(gx.global_variables_initializer())
             report = gx.check(y, {x: np.ones((2, 6))}, session)
     assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("n", [96, 128, 160, 192, 224, 256])
+def test_constants_stay_until_what_follows_from_them_is_made(n: int) -> None:
+    x = gx.placeholder("f32", (None, n))
+    fed = rng.standard_normal((40, n), dtype=np.float32)
+    table = rng.standard_normal((n, n), dtype=np.float32)
+    with gx.Session() as session:
+        got = session.run([x @ table, gx.matmul(x, table, transpose_b=True)], {x: fed})
+    # were the constants' memory given back too early, its first bytes would be the allocator's
+    np.testing.assert_allclose(got[0], fed @ table, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(got[1], fed @ table.T, rtol=1e-3, atol=1e-3)

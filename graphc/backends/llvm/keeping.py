@@ -47,7 +47,9 @@ class Keeping:
     def __init__(self, plan: Plan, functions: Sequence[int], names: Sequence[str]) -> None:
         assert plan.keeping is not None
         self._plan = plan.keeping
-        self._layout = PlanTables(plan.keeping, functions, default_workers()).bind({})
+        # the tables own the constants, of which a layout knows the addresses only
+        self._tables = PlanTables(plan.keeping, functions, default_workers())
+        self._layout = self._tables.bind({})
         self._steps: list[set[int]] = []  # by step those whose results it reads
         self._recipes = self._follow(names)
 
