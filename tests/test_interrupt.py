@@ -39,6 +39,14 @@ def fresh_graph() -> Iterator[None]:
     gx.reset_default_graph()
 
 
+@pytest.fixture(autouse=True)
+def control_c_is_heard() -> Iterator[None]:
+    """A shell starts what it puts in the background deaf to it."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
 @contextmanager
 def on_alarm(handler: Callable[..., Any], after: float, every: float = 0) -> Iterator[None]:
     """SIGALRM comes `after` seconds and is handled so."""

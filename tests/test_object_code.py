@@ -135,6 +135,7 @@ from test_object_code import TEXTS
 from graphc.backends.llvm.object_code import object_code
 from graphc.backends.llvm.target import Target, compile_lock
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 target = Target()
 def interrupt():
     time.sleep(0.1)
