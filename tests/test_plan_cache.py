@@ -511,3 +511,16 @@ def test_a_place_without_a_cache_is_none(monkeypatch: pytest.MonkeyPatch) -> Non
     x = gx.placeholder("f32", (2,), name="x")
     program = resolve_state((gx.exp(x),), (), (x,))
     assert plan_cache.keyed(program) is None
+
+
+def test_operators_of_every_module_are_known_to_be_graphcs_own() -> None:
+    code = (
+        "import importlib, pkgutil, graphc, graphc.ops\n"
+        "for found in pkgutil.walk_packages(graphc.__path__, 'graphc.'):\n"
+        "    if '__main__' not in found.name: importlib.import_module(found.name)\n"
+        "own = {op.name for op in graphc.ops.BUILT_IN} | {'custom_gradient'}\n"
+        "print(sorted(set(importlib.import_module('graphc.node').OPS) - own))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # those of the others would keep programs that use them out of the cache
+    assert done.stdout == "[]\n"

@@ -23,6 +23,7 @@ from graphc.ops import (
     math,
     methods,
     nan,
+    normalized,
     numeric,
     pool,
     pooling,
