@@ -33,6 +33,7 @@ from graphc.backends.codegen.contract_lines_copy import (
 from graphc.backends.codegen.contract_lines_tiling import LineTiling
 from graphc.backends.codegen.contract_microkernel import Lines, Tile, emit_tile, prefetch
 from graphc.backends.codegen.contract_packing import Packer, pack_copies
+from graphc.backends.codegen.contract_parts import ceildiv, even_part, size_of
 from graphc.backends.codegen.contract_tiling import groups
 from graphc.backends.codegen.text import (
     LANE_INDEX,
@@ -42,7 +43,6 @@ from graphc.backends.codegen.text import (
     splat_literal,
     vector,
 )
-from graphc.dims import DimLike
 from graphc.kernel import Contraction
 
 STRIP = 16
@@ -104,44 +104,29 @@ class LinesEmitter:
 
     def emit(self) -> None:
         f, t = self.f, self.t
-        self.k_count = self._size(self.k.extents)
-        sizes = [self._size(g.extents) for g in (t.taps, t.rows, t.cols)]
+        self.k_count = size_of(self.f, self.k.extents)
+        sizes = [size_of(self.f, g.extents) for g in (t.taps, t.rows, t.cols)]
         self.row_count = sizes[1]
         self.line = f.smax(f.dim(self.k.extents[-1]), 1)
         limits = (t.block_taps, t.block_rows, t.block_cols)
         units = (1, t.tile_rows, t.tile_cols)
         # along an axis of size 0 no block runs, but the text must not divide by a constant 0
-        counts = [f.smax(self._ceildiv(n, f.dim(b)), 1) for n, b in zip(sizes, limits, strict=True)]
+        counts = [
+            f.smax(ceildiv(self.f, n, f.dim(b)), 1) for n, b in zip(sizes, limits, strict=True)
+        ]
         blocks = f.open_loop("%b0", "%b1", 1)
         rest, parts = blocks.index, []
         for n, unit, count in reversed(list(zip(sizes, units, counts, strict=True))):
-            parts.append(self._part(n, unit, f.urem(rest, count), count))
+            parts.append(even_part(self.f, n, unit, f.urem(rest, count), count))
             rest = f.udiv(rest, count)
         (self.col0, col1), (self.row0, self.row1), (self.tap0, self.tap1) = parts
         self.cols = f.sub(col1, self.col0)
-        self.tiles = self._ceildiv(f.sub(self.row1, self.row0), t.tile_rows)
+        self.tiles = ceildiv(self.f, f.sub(self.row1, self.row0), t.tile_rows)
         self.tap_bytes = f.mul(self.tiles, t.tile_rows * self.c_row)
         self.batch_coords = coordinates(f, self.batch, rest)
         self._sum()
         self._finish()
         f.close_loop(blocks)
-
-    def _size(self, extents: tuple[DimLike, ...]) -> str:
-        total = "1"
-        for extent in extents:
-            total = self.f.mul(total, self.f.dim(extent))
-        return total
-
-    def _ceildiv(self, size: str, unit: str | int) -> str:
-        return self.f.udiv(self.f.add(size, self.f.sub(unit, 1)), unit)
-
-    def _part(self, size: str, unit: int, index: str, parts: str) -> tuple[str, str]:
-        """Part `index` of `parts` even ones of [0, size), cut at multiples of `unit`."""
-        f = self.f
-        units = self._ceildiv(size, unit)
-        start = f.udiv(f.mul(index, units), parts)
-        stop = f.udiv(f.mul(f.add(index, 1), units), parts)
-        return f.mul(start, unit), f.smin(f.mul(stop, unit), size)
 
     # ---- the sum over k
 
@@ -187,7 +172,7 @@ class LinesEmitter:
         self.next_b = f.offset(here, f.mul(far, self.itemsize))
         self.next_step = f.mul(step, self.itemsize)
         self.depth = depth
-        self.share = self._ceildiv(depth, f.mul(f.sub(self.tap1, self.tap0), self.tiles))
+        self.share = ceildiv(self.f, depth, f.mul(f.sub(self.tap1, self.tap0), self.tiles))
 
     def _fetch_next(self, tap: str, row: str, column: str) -> None:
         """Ask for some of the next slice of B while this one is multiplied."""
@@ -231,7 +216,7 @@ class LinesEmitter:
         within = f.urem(start, self.line)
         coords = coordinates(f, self.lines, f.udiv(start, self.line))
         order = list(coords)
-        count = self._ceildiv(f.add(within, steps), self.line)
+        count = ceildiv(self.f, f.add(within, steps), self.line)
         slot = f.offset(self.scratch["lines"], -RUN_BYTES)
         run = [("i64", x) for x in ("0", "-1", "-1", "0", "0", "0", "0")]
         carried = [("ptr", slot), ("i64", "0"), ("i64", within), *run]
@@ -304,8 +289,8 @@ class LinesEmitter:
                 continue
             below = f.smax(f.sub("0", at), 0)
             left = f.smax(f.sub(guard.limit, at), 0)
-            low = f.smax(low, self._ceildiv(below, coef))
-            high = f.smin(high, self._ceildiv(left, coef))
+            low = f.smax(low, ceildiv(self.f, below, coef))
+            high = f.smin(high, ceildiv(self.f, left, coef))
         return low, high
 
     def _copy_left(self, count: str) -> None:

@@ -26,6 +26,7 @@ from graphc.backends.codegen.contract_microkernel import (
     lanes_below,
     masked_load,
 )
+from graphc.backends.codegen.contract_parts import ceildiv, even_part
 from graphc.backends.codegen.contract_winograd_tiling import VECTORS, winograd_tiling
 from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANES, FunctionText, scalar_type
@@ -120,36 +121,27 @@ class WinogradEmitter:
         self.filter_count, self.channel_count = f.dim(self.c.n[0]), f.dim(self.c.k[-1])
         # of what has size 0 no block runs, but the text must not divide by a constant 0
         self.down, self.across = (
-            f.smax(self._ceildiv(n, tile), 1) for n in (self.height, self.width)
+            f.smax(ceildiv(self.f, n, tile), 1) for n in (self.height, self.width)
         )
         tiles = f.mul(images, f.mul(self.down, self.across))
-        by_tiles = f.smax(self._ceildiv(tiles, f.dim(t.block_tiles)), 1)
-        by_filters = f.smax(self._ceildiv(self.filter_count, f.dim(t.block_filters)), 1)
+        by_tiles = f.smax(ceildiv(self.f, tiles, f.dim(t.block_tiles)), 1)
+        by_filters = f.smax(ceildiv(self.f, self.filter_count, f.dim(t.block_filters)), 1)
         blocks = f.open_loop("%b0", "%b1", 1)
         row, column = f.udiv(blocks.index, by_filters), f.urem(blocks.index, by_filters)
-        self.tile0, self.tiles = self._part(tiles, t.tile_rows, row, by_tiles)
-        self.filter0, self.filters = self._part(self.filter_count, self.panel, column, by_filters)
+        self.tile0, end = even_part(f, tiles, t.tile_rows, row, by_tiles)
+        self.tiles = f.sub(end, self.tile0)
+        self.filter0, end = even_part(f, self.filter_count, self.panel, column, by_filters)
+        self.filters = f.sub(end, self.filter0)
         self._clear_missing_tiles()
         self._sum()
         self._finish()
         f.close_loop(blocks)
 
-    def _ceildiv(self, size: str, unit: str | int) -> str:
-        return self.f.udiv(self.f.add(size, self.f.sub(unit, 1)), unit)
-
-    def _part(self, size: str, unit: int, index: str, parts: str) -> tuple[str, str]:
-        """Start and length of part `index` of `parts` even ones of a size, cut at multiples."""
-        f = self.f
-        units = self._ceildiv(size, unit)
-        start = f.mul(f.udiv(f.mul(index, units), parts), unit)
-        stop = f.smin(f.mul(f.udiv(f.mul(f.add(index, 1), units), parts), unit), size)
-        return start, f.sub(stop, start)
-
     def _clear_missing_tiles(self) -> None:
         """Zero what the last register tile reads beyond the block: see
         `contraction._clear_missing_rows`."""
         f = self.f
-        whole = f.mul(self._ceildiv(self.tiles, self.t.tile_rows), self.t.tile_rows)
+        whole = f.mul(ceildiv(self.f, self.tiles, self.t.tile_rows), self.t.tile_rows)
         length = f.mul(f.sub(whole, self.tiles), self.v_row)
         begin = f.offset(self.scratch["v"], f.mul(self.tiles, self.v_row))
         with self._loop(self.rule.points) as point:
@@ -316,7 +308,7 @@ class WinogradEmitter:
         count, run, axis = depth, str(self.panel * t.itemsize), 6
         if self.t.transposed:
             count, run, axis = str(self.panel), f.mul(depth, t.itemsize), 3
-        share = self._ceildiv(count, self.rule.points)
+        share = ceildiv(self.f, count, self.rule.points)
         first = f.mul(point, share)
         last = f.smin(f.add(first, share), count)
         runs = f.open_loop(first, last, 1)

@@ -33,6 +33,7 @@ from graphc.backends.codegen.contract_packing import (
     pack_needed,
     pack_transposed,
 )
+from graphc.backends.codegen.contract_parts import ceildiv, even_part, size_of
 from graphc.backends.codegen.contract_rows import RowScratch, RowsInPlace
 from graphc.backends.codegen.contract_scratch import Scratch
 from graphc.backends.codegen.contract_tiling import (
@@ -124,25 +125,28 @@ class _Emitter:
 
     def emit(self) -> None:
         f, t = self.f, self.t
-        self.row_count, self.col_count = self._size(t.rows.extents), self._size(t.cols.extents)
-        self.k_count = self._size(self.k.extents)
-        row_blocks = self._ceildiv(self.row_count, f.dim(t.block_rows))
+        self.row_count, self.col_count = (
+            size_of(self.f, t.rows.extents),
+            size_of(self.f, t.cols.extents),
+        )
+        self.k_count = size_of(self.f, self.k.extents)
+        row_blocks = ceildiv(self.f, self.row_count, f.dim(t.block_rows))
         if t.spread != 1:
-            spread = f.smin(f.dim(t.spread), self._ceildiv(self.row_count, SPREAD_ROWS))
+            spread = f.smin(f.dim(t.spread), ceildiv(self.f, self.row_count, SPREAD_ROWS))
             row_blocks = f.smax(row_blocks, spread)
-        col_blocks = self._ceildiv(self.col_count, f.dim(t.block_cols))
+        col_blocks = ceildiv(self.f, self.col_count, f.dim(t.block_cols))
         # along an axis of size 0 no block runs, but the text must not divide by a constant 0
         row_blocks, col_blocks = f.smax(row_blocks, 1), f.smax(col_blocks, 1)
         blocks = f.open_loop("%b0", "%b1", 1)
         col = f.urem(blocks.index, col_blocks)
         rest = f.udiv(blocks.index, col_blocks)
         if t.batch_inside:
-            batches = f.smax(self._size(self.batch.extents), 1)
+            batches = f.smax(size_of(self.f, self.batch.extents), 1)
             row, batch = f.udiv(rest, batches), f.urem(rest, batches)
         else:
             row, batch = f.urem(rest, row_blocks), f.udiv(rest, row_blocks)
-        r0, r1 = self._part(self.row_count, t.tile_rows, row, row_blocks)
-        c0, c1 = self._part(self.col_count, t.tile_cols, col, col_blocks)
+        r0, r1 = even_part(self.f, self.row_count, t.tile_rows, row, row_blocks)
+        c0, c1 = even_part(self.f, self.col_count, t.tile_cols, col, col_blocks)
         self.row0, self.rows = r0, f.sub(r1, r0)
         self.col0, self.cols = c0, f.sub(c1, c0)
         self.batch_index = batch
@@ -153,23 +157,6 @@ class _Emitter:
         else:
             self._by_tiles()
         f.close_loop(blocks)
-
-    def _size(self, extents: tuple[DimLike, ...]) -> str:
-        total = "1"
-        for extent in extents:
-            total = self.f.mul(total, self.f.dim(extent))
-        return total
-
-    def _ceildiv(self, size: str, unit: str | int) -> str:
-        return self.f.udiv(self.f.add(size, self.f.sub(unit, 1)), unit)
-
-    def _part(self, size: str, unit: int, index: str, parts: str) -> tuple[str, str]:
-        """Part `index` of `parts` even ones of [0, size), cut at multiples of `unit`."""
-        f = self.f
-        units = self._ceildiv(size, unit)
-        start = f.udiv(f.mul(index, units), parts)
-        stop = f.udiv(f.mul(f.add(index, 1), units), parts)
-        return f.mul(start, unit), f.smin(f.mul(stop, unit), size)
 
     # ---- the sum over k
 
@@ -225,7 +212,7 @@ class _Emitter:
         column = f.add(self.col0, across.index)
         self.epilogue.fetch_ahead(rows, column, t.tile_rows, t.tile_cols, last)
         part = f.udiv(across.index, t.tile_cols)
-        self.in_place.fetch_ahead(f, shape, part, self._ceildiv(self.cols, t.tile_cols))
+        self.in_place.fetch_ahead(f, shape, part, ceildiv(self.f, self.cols, t.tile_cols))
         self.in_place.multiply(f, shape, across.carried[0], at, first)
         f.close_loop(across, [f.offset(across.carried[0], panel)])
         finish, after = f.fresh("finish"), f.fresh("after")
@@ -241,7 +228,7 @@ class _Emitter:
         origins = {"left": self._origin(self.left), "right": self._origin(self.right)}
         if t.pack_left.mode != "panels":
             self.left_tables[0].fill(f, self.row0, self.rows)
-            tiles = self._ceildiv(self.rows, t.tile_rows)
+            tiles = ceildiv(self.f, self.rows, t.tile_rows)
             part = (f.mul(self.rows, self.room.a_row), f.mul(tiles, self.room.a_panel))
             clear_missing(f, self.scratch["a"], *part, self.itemsize)
         if t.pack_right.mode == "transpose":
@@ -284,7 +271,7 @@ class _Emitter:
         k on, and the bytes from one to the next."""
         f, t = self.f, self.t
         panel = f.mul(self.k_count, self.room.b_step)
-        panels = f.mul(self.batch_index, self._ceildiv(self.col_count, t.tile_cols))
+        panels = f.mul(self.batch_index, ceildiv(self.f, self.col_count, t.tile_cols))
         panels = f.add(panels, f.udiv(self.col0, t.tile_cols))
         at = f.add(f.mul(panels, panel), f.mul(start, self.room.b_step))
         return f.offset(self.right.base, at), panel
