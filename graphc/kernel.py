@@ -388,8 +388,10 @@ def sizes_of(kernel: Kernel) -> tuple[Dim, ...]:
             if id(part) not in visited:
                 visited.add(id(part))
                 stack.extend((part.args, part.value))
-        elif isinstance(part, _PARTS):
-            stack.extend(getattr(part, f.name) for f in reversed(fields(part)))
+        else:
+            names = _FIELDS.get(type(part))
+            if names is not None:
+                stack.extend([getattr(part, name) for name in reversed(names)])
     return tuple(found)
 
 
@@ -441,7 +443,7 @@ def expressions_of(kernel: Kernel) -> list[Expr]:
                 stack.append((part, True))
                 stack.extend((a, False) for a in part.args)
         elif isinstance(part, (LoopKernel, Contraction, Stage, Store, Accumulator)):
-            stack.extend((getattr(part, f.name), False) for f in fields(part))
+            stack.extend([(getattr(part, name), False) for name in _FIELDS[type(part)]])
     return order
 
 

@@ -99,8 +99,6 @@ class _Search:
 
     def _follow(self, step: LoweredStep) -> bool:
         """Whether the step follows from variables and constants alone; notes from which."""
-        if not follows(step):
-            return False
         made = [step.args[w] for w in step.writes]
         if any(id(v) in self.outside or not isinstance(value_bytes(v), int) for v in made):
             return False
@@ -115,7 +113,7 @@ class _Search:
                 sources[id(value)] = value
             else:
                 return False
-        if len(sources) > MOST_SOURCES:
+        if len(sources) > MOST_SOURCES or not follows(step):
             return False
         self.sources.update((id(v), sources) for v in made)
         return True

@@ -70,7 +70,7 @@ def lasting_values(program: Program, steps: Sequence[LoweredStep]) -> set[int]:
     for s in steps:
         read = [v for j, v in enumerate(s.args) if j not in s.writes]
         found.update(id(v) for v in read if is_fixed(v))
-        if follows(s) and all(id(v) in found for v in read):
+        if all(id(v) in found for v in read) and follows(s):
             found.update(id(s.args[w]) for w in s.writes)
     return found
 
