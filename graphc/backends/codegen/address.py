@@ -40,14 +40,14 @@ class Guarded:
 class Address:
     """An access prepared at entry: `start` includes every constant part of unguarded terms.
 
-    rounded   (div, byte step) if the vector axis moves a step every `div` lanes only
+    rounded   (axis, div, byte step) if the vector axis moves a step every `div` lanes only
     """
 
     start: str
     itemsize: int
     steps: Mapping[int, str]
     guarded: tuple[Guarded, ...]
-    rounded: tuple[int, str] | None = None
+    rounded: tuple[int, int, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def prepare(f: FunctionText, access: Access, itemsize: int) -> Address:
             guarded.append(_guarded(f, term, term.limit, step))
             continue
         if term.div != 1:
-            ((_, coefficient),) = term.axes
+            ((axis, coefficient),) = term.axes
             assert (rounded, coefficient, term.shift) == (None, 1, 0)
-            rounded = (term.div, step)
+            rounded = (axis, term.div, step)
             continue
         offset = f.add(offset, f.mul(f.dim(term.shift), step))
         for axis, coefficient in term.axes:
@@ -108,20 +108,21 @@ def advance(
     opened: int,
     available: int,
     index: Mapping[int, str],
-    vec: int,
+    vec: int | None,
 ) -> Cursor:
-    """The cursor after opening loops over the axes in `opened`."""
+    """The cursor after opening loops over the axes in `opened`; `vec` is the one along lanes."""
+    lanes = 0 if vec is None else 1 << vec
     for axis, step in address.steps.items():
         if opened >> axis & 1:
             pointer = f.offset(cursor.pointer, f.mul(index[axis], step))
             cursor = Cursor(pointer, cursor.guard)
-    if address.rounded is not None and opened >> vec & 1:
-        div, step = address.rounded
-        if LANES % div == 0:
-            pointer = f.offset(cursor.pointer, f.mul(f.udiv(index[vec], div), step))
+    if address.rounded is not None and opened >> address.rounded[0] & 1:
+        axis, div, step = address.rounded
+        if vec is None or LANES % div == 0:
+            pointer = f.offset(cursor.pointer, f.mul(f.udiv(index[axis], div), step))
             cursor = Cursor(pointer, cursor.guard)
     for term in address.guarded:
-        if term.axes & opened and not term.axes & ~available and not term.axes >> vec & 1:
+        if term.axes & opened and not term.axes & ~available and not term.axes & lanes:
             cursor = _pass_guard(f, cursor, term, _numerator(f, term, index))
     return cursor
 
@@ -201,7 +202,7 @@ def _vector_axis(
     lanes.step = step
     lanes.move(f, f.mul(step, LANES * unit))
     if address.rounded is not None:
-        _rounded(f, lanes, address, *address.rounded, index[vec], unit)
+        _rounded(f, lanes, address, *address.rounded[1:], index[vec], unit)
     for term in address.guarded:
         if not term.axes >> vec & 1:
             continue
@@ -303,7 +304,7 @@ def _element(
 ) -> None:
     """Add a data-dependent element index."""
     if not differs:
-        one = f.value(f"extractelement {_I64} {indices}, i32 0")
+        one = f.first("i64", indices)
         if extent is not None:
             inside = f.value(f"icmp ult i64 {one}, {extent}")
             lanes.guard = both(f, lanes.guard, inside, "i1")

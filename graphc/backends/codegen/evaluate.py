@@ -1,7 +1,8 @@
 """Emits the values of a loop kernel, each in the outermost open loop that defines it.
 
 `Evaluator` keeps one scope per open loop: the values and address cursors computed there.  A value
-is a vector of LANES; `unit` tells apart the vectors of one step along the vector axis.
+is a vector of LANES, or one number of each thread; `unit` tells apart the vectors of one step along
+the vector axis.
 Imports: address, memory, numbering, scalar, text, kernel, types.
 """
 
@@ -20,7 +21,6 @@ from graphc.backends.codegen.text import (
     LANES,
     FunctionText,
     scalar_type,
-    splat_literal,
     vector,
 )
 from graphc.kernel import Access, Expr, LoopKernel, Store
@@ -73,7 +73,7 @@ class Evaluator:
                     opened,
                     self.available,
                     self.index,
-                    self.kernel.vec,
+                    self.kernel.vec if self.f.lanes > 1 else None,
                 )
                 if new is not old:
                     scope.cursors[access] = new
@@ -141,7 +141,7 @@ class Evaluator:
     def _find(self, value: int, unit: int) -> str | None:
         expr = self.numbering.exprs[value]
         if expr.op == "const":
-            return splat_literal(expr.value, scalar_type(expr.dtype))
+            return self.f.constant(expr.value, scalar_type(expr.dtype))
         key = (value, unit if self.numbering.depends_on_lane(value) else 0)
         for scope in reversed(self._scopes):
             found = scope.values.get(key)
@@ -202,7 +202,7 @@ class Evaluator:
 
     def _axis(self, axis: int, unit: int) -> str:
         f = self.f
-        if axis != self.kernel.vec:
+        if axis != self.kernel.vec or f.lanes == 1:
             return f.splat("i64", self.index[axis])
         first = f.splat("i64", f.add(self.index[axis], LANES * unit))
         return f.value(f"add {_I64} {first}, {LANE_INDEX}")
@@ -219,7 +219,7 @@ class Evaluator:
         unit: int,
         element: tuple[str, str | None, bool] | None = None,
     ) -> Place:
-        vec = self.kernel.vec if self.vector_open else None
+        vec = self.kernel.vec if self.vector_open and self.f.lanes > 1 else None
         if vec is None and element is not None:
             element = (element[0], element[1], False)
         address, cursor = self._addresses[access], self._cursor(access)

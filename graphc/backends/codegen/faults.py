@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphc.backends.codegen.memory import MASK
-from graphc.backends.codegen.text import LANES, FunctionText, scalar_type, vector
+from graphc.backends.codegen.text import FunctionText, scalar_type
 from graphc.kernel import LoopKernel
 from graphc.types import DType
 
@@ -29,31 +28,42 @@ def record_fault(
     `position` are (index, extent) of the parallel axes; with `lanes_are_parallel` the lane adds to
     the last one.
     """
-    bad = f.value(f"xor {MASK} {ok}, splat (i1 true)")
+    masks = f.vector("i1")
+    bad = f.value(f"xor {masks} {ok}, {f.constant(True, 'i1')}")
     if mask is not None:
-        bad = f.value(f"and {MASK} {bad}, {mask}")
-    bits = f.value(f"bitcast {MASK} {bad} to i{LANES}")
+        bad = f.value(f"and {masks} {bad}, {mask}")
+    bits = f.value(f"bitcast {masks} {bad} to i{f.lanes}")
     label = f.fresh("")
     fault, claimed, after = f"fault{label}", f"claimed{label}", f"z{label}"
-    f.branch_if(f.value(f"icmp ne i{LANES} {bits}, 0"), fault, after)
+    f.branch_if(f.value(f"icmp ne i{f.lanes} {bits}, 0"), fault, after)
     f.label(fault)
     record = f.bases[len(kernel.bufs)]
     swap = f.value(f"cmpxchg ptr {record}, i64 0, i64 1 monotonic monotonic")
     f.branch_if(f.value(f"extractvalue {{ i64, i1 }} {swap}, 1"), claimed, after)
     f.label(claimed)
-    first = f.call(f"i{LANES}", f"llvm.cttz.i{LANES}", (f"i{LANES}", bits), ("i1", "true"))
-    lane = f.value(f"zext i{LANES} {first} to i64")
+    lane = _first_lane(f, bits)
     linear = "0"
     for index, extent in position:
         linear = f.add(f.mul(linear, extent), index)
     if lanes_are_parallel:
         linear = f.add(linear, lane)
-    culprit = f.value(f"extractelement {vector(scalar_type(dtype))} {value}, i64 {lane}")
+    s = scalar_type(dtype)
+    culprit = value
+    if f.lanes > 1:
+        culprit = f.value(f"extractelement {f.vector(s)} {value}, i64 {lane}")
     rows = (str(number), linear, _as_i64(f, culprit, dtype))
     for i, row in enumerate(rows, start=1):
         f.emit(f"store i64 {row}, ptr {f.offset(record, 8 * i)}, align 8")
     f.branch(after)
     f.label(after)
+
+
+def _first_lane(f: FunctionText, bits: str) -> str:
+    """The lowest lane on in a mask that is not empty, given as bits."""
+    if f.lanes == 1:
+        return "0"
+    t = f"i{f.lanes}"
+    return f.value(f"zext {t} {f.call(t, f'llvm.cttz.{t}', (t, bits), ('i1', 'true'))} to i64")
 
 
 def _as_i64(f: FunctionText, value: str, dtype: DType) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphc.backends.codegen.lanes import repeat_while
-from graphc.backends.codegen.text import FunctionText, splat_literal, suffix, vector
+from graphc.backends.codegen.text import FunctionText
 
 _BINARY = {"add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor"}
 
@@ -17,7 +17,7 @@ _COMPARISONS = {"lt": "lt", "le": "le", "gt": "gt", "ge": "ge"}
 
 def emit_integer(f: FunctionText, op: str, args: Sequence[str], scalar: str, signed: bool) -> str:
     """The value of one integer (or i1) operation; arithmetic wraps."""
-    t = vector(scalar)
+    t = f.vector(scalar)
     if op in _BINARY:
         return f.value(f"{_BINARY[op]} {t} {args[0]}, {args[1]}")
     if op in ("eq", "ne"):
@@ -27,15 +27,13 @@ def emit_integer(f: FunctionText, op: str, args: Sequence[str], scalar: str, sig
     if op in ("max", "min"):
         return f.intrinsic(f"{'s' if signed else 'u'}{op}", scalar, *args)
     if op == "not":
-        return f.value(
-            f"xor {t} {args[0]}, {splat_literal(True if scalar == 'i1' else -1, scalar)}"
-        )
+        return f.value(f"xor {t} {args[0]}, {f.constant(True if scalar == 'i1' else -1, scalar)}")
     if op == "neg":
         return f.value(f"sub {t} zeroinitializer, {args[0]}")
     if op == "abs":
         if not signed:
             return args[0]
-        return f.call(t, f"llvm.abs.{suffix(scalar)}", (t, args[0]), ("i1", "false"))
+        return f.call(t, f"llvm.abs.{f.suffix(scalar)}", (t, args[0]), ("i1", "false"))
     if op == "shl":
         return f.value(f"shl {t} {args[0]}, {args[1]}")
     if op == "shr":
@@ -51,22 +49,22 @@ def emit_integer(f: FunctionText, op: str, args: Sequence[str], scalar: str, sig
 
 def _high_product(f: FunctionText, a: str, b: str, scalar: str, signed: bool) -> str:
     bits = int(scalar[1:])
-    t, wide = vector(scalar), vector(f"i{2 * bits}")
+    t, wide = f.vector(scalar), f.vector(f"i{2 * bits}")
     extend = "sext" if signed else "zext"
     x, y = (f.value(f"{extend} {t} {v} to {wide}") for v in (a, b))
     product = f.value(f"mul {wide} {x}, {y}")
-    high = f.value(f"lshr {wide} {product}, {splat_literal(bits, f'i{2 * bits}')}")
+    high = f.value(f"lshr {wide} {product}, {f.constant(bits, f'i{2 * bits}')}")
     return f.value(f"trunc {wide} {high} to {t}")
 
 
 def _divide(f: FunctionText, op: str, a: str, b: str, scalar: str, signed: bool) -> str:
-    t, mask = vector(scalar), vector("i1")
+    t, mask = f.vector(scalar), f.vector("i1")
     unsafe = f.value(f"icmp eq {t} {b}, zeroinitializer")
     if signed:
         # x // -1 overflows for the least x: divide by one and negate instead.
-        minus = f.value(f"icmp eq {t} {b}, {splat_literal(-1, scalar)}")
+        minus = f.value(f"icmp eq {t} {b}, {f.constant(-1, scalar)}")
         unsafe = f.value(f"or {mask} {unsafe}, {minus}")
-    one = splat_literal(1, scalar)
+    one = f.constant(1, scalar)
     divisor = f.value(f"select {mask} {unsafe}, {t} {one}, {t} {b}")
     quotient = _quotient(f, a, divisor, scalar, signed)
     product = f.value(f"mul {t} {quotient}, {divisor}")
@@ -91,12 +89,12 @@ def _divide(f: FunctionText, op: str, a: str, b: str, scalar: str, signed: bool)
 
 def _quotient(f: FunctionText, a: str, b: str, scalar: str, signed: bool) -> str:
     """a / b truncated, b neither 0 nor -1."""
-    t, s = vector(scalar), "s" if signed else "u"
+    t, s = f.vector(scalar), "s" if signed else "u"
     if scalar == "i64":
         return f.value(f"{s}div {t} {a}, {b}")
     # A correctly rounded quotient of 32-bit integers never crosses an integer: the nearest one it
     # could round up to is a relative 2^-32 away.
-    wide = vector("double")
+    wide = f.vector("double")
     x, y = (f.value(f"{s}itofp {t} {v} to {wide}") for v in (a, b))
     ratio = f.value(f"fdiv {wide} {x}, {y}")
     return f.value(f"fpto{s}i {wide} {ratio} to {t}")
@@ -104,12 +102,12 @@ def _quotient(f: FunctionText, a: str, b: str, scalar: str, signed: bool) -> str
 
 def _power(f: FunctionText, base: str, exponent: str, scalar: str) -> str:
     """base ** exponent by squaring, while any lane has exponent bits left."""
-    t, mask = vector(scalar), vector("i1")
-    one = splat_literal(1, scalar)
+    t, mask = f.vector(scalar), f.vector("i1")
+    one = f.constant(1, scalar)
 
     def unfinished(state: Sequence[str]) -> str:
         left = f.value(f"icmp ne {t} {state[2]}, zeroinitializer")
-        return f.call("i1", f"llvm.vector.reduce.or.{suffix('i1')}", (mask, left))
+        return f.any(left)
 
     def square(state: Sequence[str]) -> list[str]:
         total, power, left = state

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graphc.backends.codegen.text import FunctionText, splat_literal, suffix, vector
+from graphc.backends.codegen.text import FunctionText
 
 Pair = tuple[str, str]
 """An unevaluated sum (high, low) with |low| at most half an ulp of high."""
@@ -21,23 +21,23 @@ class Lanes:
     def __init__(self, f: FunctionText, scalar: str) -> None:
         self.f = f
         self.scalar = scalar
-        self.type = vector(scalar)
+        self.type = f.vector(scalar)
         single = scalar == "float"
         self.bits = 32 if single else 64
         self.mantissa = 23 if single else 52
         self.bias = 127 if single else 1023
         self.integer = "i32" if single else "i64"
-        self.int_type = vector(self.integer)
+        self.int_type = f.vector(self.integer)
         # Adding 1.5 * 2^mantissa leaves the nearest integer in the low mantissa bits.
         self.shifter = 1.5 * 2.0**self.mantissa
 
     # ---- constants
 
     def const(self, value: float) -> str:
-        return splat_literal(value, self.scalar)
+        return self.f.constant(value, self.scalar)
 
     def int_const(self, value: int) -> str:
-        return splat_literal(value, self.integer)
+        return self.f.constant(value, self.integer)
 
     # ---- arithmetic; a Python number stands for a constant vector
 
@@ -94,7 +94,7 @@ class Lanes:
         return self.f.value(f"fcmp {predicate} {self.type} {self.operand(a)}, {self.operand(b)}")
 
     def select(self, condition: str, a: str | float, b: str | float) -> str:
-        mask, t = vector("i1"), self.type
+        mask, t = self.f.vector("i1"), self.type
         return self.f.value(
             f"select {mask} {condition}, {t} {self.operand(a)}, {t} {self.operand(b)}"
         )
@@ -109,7 +109,7 @@ class Lanes:
 
     def any(self, condition: str) -> str:
         """One i1: whether the condition holds in some lane."""
-        return self.f.call("i1", f"llvm.vector.reduce.or.{suffix('i1')}", (vector("i1"), condition))
+        return self.f.any(condition)
 
     # ---- the integer view
 

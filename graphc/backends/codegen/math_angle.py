@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import cache
 
 from graphc.backends.codegen.lanes import Lanes, Pair
-from graphc.backends.codegen.text import LANES, float_literal, vector
+from graphc.backends.codegen.text import float_literal
 
 # pi / 2 in three parts, for each width
 _HALF_PI = {
@@ -68,7 +68,11 @@ def _declare_table(v: Lanes) -> str:
 def _load_parts(v: Lanes, entry: str) -> list[str]:
     """The parts of each lane's table entry, loaded lane by lane: this path is rare."""
     f, name = v.f, _declare_table(v)
-    loop = f.open_loop(0, LANES, 1, [(v.type, "zeroinitializer")] * _PARTS)
+    if f.lanes == 1:
+        column = f.offset(f"@{name}", f.mul(entry, 8))
+        parts = [f.offset(column, 8 * part * _ENTRIES) for part in range(_PARTS)]
+        return [f.value(f"load double, ptr {part}, align 8") for part in parts]
+    loop = f.open_loop(0, f.lanes, 1, [(v.type, "zeroinitializer")] * _PARTS)
     index = f.value(f"extractelement {v.int_type} {entry}, i64 {loop.index}")
     filled = []
     for part, column in enumerate(loop.carried):
@@ -162,7 +166,7 @@ def reduce_angle(v: Lanes, x: str) -> tuple[str, str, str]:
     f.branch_if(v.any(large), rare, joined)
     f.label(rare)
     slow = _reduce_large(v, x) if v.bits == 64 else _reduce_wide(v, x)
-    mask, types = vector("i1"), (v.int_type, v.type, v.type)
+    mask, types = f.vector("i1"), (v.int_type, v.type, v.type)
     chosen = [
         f.value(f"select {mask} {large}, {t} {b}, {t} {a}")
         for t, a, b in zip(types, small, slow, strict=True)

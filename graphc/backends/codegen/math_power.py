@@ -8,7 +8,6 @@ from __future__ import annotations
 from graphc.backends.codegen.lanes import Lanes
 from graphc.backends.codegen.math_exp import clamp_exponent, exp_pair, exp_to_single
 from graphc.backends.codegen.math_log import log_pair, log_sum
-from graphc.backends.codegen.text import vector
 
 INF = float("inf")
 NAN = float("nan")
@@ -62,7 +61,7 @@ def power_single(v: Lanes, x: str, y: str) -> str:
 
 def _with_special_cases(v: Lanes, x: str, y: str, magnitude: str) -> str:
     """pow(x, y) from |x|^y: the sign, the domain, and the cases that ignore a NaN."""
-    f, mask = v.f, vector("i1")
+    f, mask = v.f, v.f.vector("i1")
     a = v.abs(x)
     # 1^y is one even for infinite y, where the exponent was 0 * inf.
     unit = v.select(v.compare("ord", y, y), 1.0, y)

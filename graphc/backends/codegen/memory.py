@@ -101,6 +101,8 @@ def _to_memory(f: FunctionText, dtype: DType, value: str) -> str:
 
 def load(f: FunctionText, dtype: DType, place: Place, mask: str | None, fill: float = 0) -> str:
     """The elements at a place; `fill` in lanes outside, anything in lanes off in `mask`."""
+    if f.lanes == 1:
+        return _load_alone(f, dtype, place, fill)
     if place.kind == "any":
         return _gather(f, dtype, place, mask, fill)
     m, size = memory_type(dtype), dtype.itemsize
@@ -112,6 +114,24 @@ def load(f: FunctionText, dtype: DType, place: Place, mask: str | None, fill: fl
     else:
         value = _adjacent(f, dtype, place, both(f, mask, place.mask), fill)
     return _from_memory(f, dtype, value)
+
+
+def _load_alone(f: FunctionText, dtype: DType, place: Place, fill: float) -> str:
+    """The element of the only lane; who fails the guard branches around the load."""
+    assert place.kind == "one"
+    m, size = memory_type(dtype), dtype.itemsize
+    pointer = place.address(f)
+    if place.guard is None:
+        value = f.value(f"load {m}, ptr {pointer}, align {size}")
+    else:
+        key, before = f.fresh(""), f.block
+        f.branch_if(place.guard, f"l{key}", f"m{key}")
+        f.label(f"l{key}")
+        inside = f.value(f"load {m}, ptr {pointer}, align {size}")
+        f.branch(f"m{key}")
+        f.label(f"m{key}")
+        value = f.value(f"phi {m} [ {literal(fill, m)}, %{before} ], [ {inside}, %l{key} ]")
+    return f.value(f"icmp ne i8 {value}, 0") if dtype.is_bool else value
 
 
 def _adjacent(f: FunctionText, dtype: DType, place: Place, mask: str | None, fill: float) -> str:
@@ -270,7 +290,10 @@ def _store_one(
     lanes: bool,
 ) -> None:
     s, m, size = scalar_type(dtype), memory_type(dtype), dtype.itemsize
-    if add:
+    one: str | None
+    if f.lanes == 1:
+        one = _add_alone(f, dtype, pointer, value) if add else value
+    elif add:
         one = _add_lanes(f, dtype, pointer, mask, value) if lanes else None
         if one is None:
             old = f.splat(m, f.value(f"load {m}, ptr {pointer}, align {size}"))
@@ -294,6 +317,12 @@ def _last_lane(f: FunctionText, mask: str | None) -> str:
     above = f.call(f"i{LANES}", name, (f"i{LANES}", bits), ("i1", "true"))
     lane = f.value(f"sub i{LANES} {LANES - 1}, {above}")
     return f.value(f"zext i{LANES} {lane} to i32")
+
+
+def _add_alone(f: FunctionText, dtype: DType, pointer: str, value: str) -> str:
+    """Memory plus the only lane."""
+    old = load(f, dtype, Place("one", pointer, "", None, None, False), None)
+    return emit_scalar(f, "add", (old, value), dtype, dtype)
 
 
 def _add_lanes(f: FunctionText, dtype: DType, pointer: str, mask: str | None, value: str) -> str:

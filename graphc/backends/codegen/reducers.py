@@ -6,22 +6,18 @@ position (i64).  Imports: scalar, text, kernel, types.
 
 from __future__ import annotations
 
-from graphc.backends.codegen.memory import MASK
 from graphc.backends.codegen.scalar import emit_scalar
 from graphc.backends.codegen.text import (
     LANES,
     FunctionText,
     scalar_type,
-    splat_literal,
-    vector,
 )
 from graphc.kernel import Accumulator
 from graphc.types import DType
 
 State = tuple[str, ...]
 
-_I64 = vector("i64")
-_NOWHERE = splat_literal(2**63 - 1, "i64")
+_NOWHERE = 2**63 - 1
 """The position of an arg reduction that has seen no element."""
 
 _COMBINE = {
@@ -38,17 +34,17 @@ def is_arg(accumulator: Accumulator) -> bool:
     return accumulator.op in ("argmax", "argmin")
 
 
-def state_types(accumulator: Accumulator) -> list[str]:
+def state_types(f: FunctionText, accumulator: Accumulator) -> list[str]:
     """The LLVM types of an accumulator's state."""
-    value = vector(scalar_type(accumulator.expr.dtype))
-    return [value, _I64] if is_arg(accumulator) else [value]
+    value = f.vector(scalar_type(accumulator.expr.dtype))
+    return [value, f.vector("i64")] if is_arg(accumulator) else [value]
 
 
-def initial(accumulator: Accumulator) -> State:
+def initial(f: FunctionText, accumulator: Accumulator) -> State:
     """The state before the first element."""
     dtype = accumulator.expr.dtype
-    value = splat_literal(identity(accumulator.op, dtype), scalar_type(dtype))
-    return (value, _NOWHERE) if is_arg(accumulator) else (value,)
+    value = f.constant(identity(accumulator.op, dtype), scalar_type(dtype))
+    return (value, f.constant(_NOWHERE, "i64")) if is_arg(accumulator) else (value,)
 
 
 def identity(op: str, dtype: DType) -> float | int | bool:
@@ -71,9 +67,10 @@ def masked(f: FunctionText, accumulator: Accumulator, mask: str | None, new: Sta
     """`new` where the mask is on, the starting value elsewhere."""
     if mask is None:
         return new
+    masks, types = f.vector("i1"), state_types(f, accumulator)
     return tuple(
-        f.value(f"select {MASK} {mask}, {t} {x}, {t} {start}")
-        for t, x, start in zip(state_types(accumulator), new, initial(accumulator), strict=True)
+        f.value(f"select {masks} {mask}, {t} {x}, {t} {start}")
+        for t, x, start in zip(types, new, initial(f, accumulator), strict=True)
     )
 
 
@@ -87,27 +84,27 @@ def combine(f: FunctionText, accumulator: Accumulator, a: State, b: State) -> St
 
 def _better(f: FunctionText, op: str, dtype: DType, a: State, b: State) -> State:
     """The better value; of equally good ones (NaN is best) the one at the smaller position."""
-    t = vector(scalar_type(dtype))
+    t, masks, i64 = f.vector(scalar_type(dtype)), f.vector("i1"), f.vector("i64")
     (x, i), (y, j) = a, b
-    earlier = f.value(f"icmp slt {_I64} {j}, {i}")
+    earlier = f.value(f"icmp slt {i64} {j}, {i}")
     if dtype.is_float:
         more = f.value(f"fcmp {'ogt' if op == 'argmax' else 'olt'} {t} {y}, {x}")
         equal = f.value(f"fcmp ueq {t} {y}, {x}")
         x_nan = f.value(f"fcmp uno {t} {x}, {x}")
         y_nan = f.value(f"fcmp uno {t} {y}, {y}")
         # ueq also holds when either is NaN: both NaN is a tie, one NaN decides.
-        same_kind = f.value(f"xor {MASK} {x_nan}, {y_nan}")
-        tie = f.value(f"and {MASK} {equal}, {earlier}")
-        decided = f.value(f"select {MASK} {same_kind}, {MASK} {y_nan}, {MASK} {tie}")
-        take = f.value(f"or {MASK} {more}, {decided}")
+        same_kind = f.value(f"xor {masks} {x_nan}, {y_nan}")
+        tie = f.value(f"and {masks} {equal}, {earlier}")
+        decided = f.value(f"select {masks} {same_kind}, {masks} {y_nan}, {masks} {tie}")
+        take = f.value(f"or {masks} {more}, {decided}")
     else:
         signed = "s" if dtype.is_signed else "u"
         order = "gt" if op == "argmax" else "lt"
         more = f.value(f"icmp {signed}{order} {t} {y}, {x}")
         equal = f.value(f"icmp eq {t} {y}, {x}")
-        take = f.value(f"or {MASK} {more}, {f.value(f'and {MASK} {equal}, {earlier}')}")
-    value = f.value(f"select {MASK} {take}, {t} {y}, {t} {x}")
-    return value, f.value(f"select {MASK} {take}, {_I64} {j}, {_I64} {i}")
+        take = f.value(f"or {masks} {more}, {f.value(f'and {masks} {equal}, {earlier}')}")
+    value = f.value(f"select {masks} {take}, {t} {y}, {t} {x}")
+    return value, f.value(f"select {masks} {take}, {i64} {j}, {i64} {i}")
 
 
 def across_lanes(f: FunctionText, accumulator: Accumulator, state: State) -> State:
@@ -116,7 +113,7 @@ def across_lanes(f: FunctionText, accumulator: Accumulator, state: State) -> Sta
         indices = ", ".join(f"i32 {(i + distance) % LANES}" for i in range(LANES))
         moved = tuple(
             f.value(f"shufflevector {t} {x}, {t} poison, <{LANES} x i32> <{indices}>")
-            for t, x in zip(state_types(accumulator), state, strict=True)
+            for t, x in zip(state_types(f, accumulator), state, strict=True)
         )
         state = combine(f, accumulator, state, moved)
     return state
@@ -129,7 +126,7 @@ def running(
 
     Returns the total after each lane, and the final total in every lane.
     """
-    types = state_types(accumulator)
+    types, masks = state_types(f, accumulator), f.vector("i1")
     after = total
     for lane in range(LANES):
         indices = ", ".join([f"i32 {lane}"] * LANES)
@@ -140,7 +137,7 @@ def running(
         total = combine(f, accumulator, total, one)
         here = ", ".join(f"i1 {'true' if i == lane else 'false'}" for i in range(LANES))
         after = tuple(
-            f.value(f"select {MASK} <{here}>, {t} {x}, {t} {y}")
+            f.value(f"select {masks} <{here}>, {t} {x}, {t} {y}")
             for t, x, y in zip(types, total, after, strict=True)
         )
     return after, total
@@ -150,5 +147,6 @@ def final(f: FunctionText, accumulator: Accumulator, state: State) -> str:
     """The accumulator's value: the position for arg reductions (0 when there was no element)."""
     if not is_arg(accumulator):
         return state[0]
-    none = f.value(f"icmp eq {_I64} {state[1]}, {_NOWHERE}")
-    return f.value(f"select {MASK} {none}, {_I64} zeroinitializer, {_I64} {state[1]}")
+    i64 = f.vector("i64")
+    none = f.value(f"icmp eq {i64} {state[1]}, {f.constant(_NOWHERE, 'i64')}")
+    return f.value(f"select {f.vector('i1')} {none}, {i64} zeroinitializer, {i64} {state[1]}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphc.backends.codegen.lanes import Lanes, repeat_while
-from graphc.backends.codegen.text import vector
 
 INF = float("inf")
 
@@ -28,7 +27,7 @@ def _fmod(v: Lanes, a: str, b: str) -> str:
     Each step is exact: q is within an ulp of r / b, so r - q * b is a multiple of ulp(q) * ulp(b)
     no larger than ulp(q) * |b|, which has at most 53 bits.
     """
-    f, mask = v.f, vector("i1")
+    f, mask = v.f, v.f.vector("i1")
     divisor = v.abs(b)
     finite = v.compare("olt", v.abs(a), INF)
     positive = v.compare("ogt", divisor, 0.0)
@@ -70,7 +69,7 @@ def floor_divide(v: Lanes, a: str, b: str) -> str:
 
 
 def _divmod(v: Lanes, a: str, b: str) -> tuple[str, str]:
-    f, mask = v.f, vector("i1")
+    f, mask = v.f, v.f.vector("i1")
     rest = truncated_remainder(v, a, b)
     quotient = v.div(v.sub(a, rest), b)
     nonzero = v.compare("une", rest, 0.0)

@@ -1,4 +1,4 @@
-"""Every scalar operation of the kernel IR as LLVM text on vectors of LANES elements.
+"""Every scalar operation of the kernel IR as LLVM text, on vectors or on scalars.
 
 `emit_scalar` dispatches on the operand dtype.  Nothing here calls libm: what LLVM has no vector
 instruction for is written out in `math32`, `math64` and `remainder`.
@@ -18,8 +18,6 @@ from graphc.backends.codegen.text import (
     KERNEL_ATTRIBUTES,
     FunctionText,
     scalar_type,
-    suffix,
-    vector,
 )
 from graphc.types import DType
 
@@ -93,16 +91,16 @@ def emit_scalar(
     unspecified number but never traps.  Raises ValueError for an operation the dtype lacks.
     """
     if op == "select":
-        t = vector(scalar_type(operand))
+        t = f.vector(scalar_type(operand))
         mask, yes, no = args
-        return f.value(f"select {vector('i1')} {mask}, {t} {yes}, {t} {no}")
+        return f.value(f"select {f.vector('i1')} {mask}, {t} {yes}, {t} {no}")
     if op == "cast":
         return _cast(f, args[0], operand, result)
     if op == "bitcast":
         source, target = scalar_type(operand), scalar_type(result)
         if source == target:
             return args[0]
-        return f.value(f"bitcast {vector(source)} {args[0]} to {vector(target)}")
+        return f.value(f"bitcast {f.vector(source)} {args[0]} to {f.vector(target)}")
     if operand.is_float:
         return _float(f, op, args, scalar_type(operand))
     if operand.is_bool:
@@ -120,10 +118,10 @@ def _float(f: FunctionText, op: str, args: Sequence[str], scalar: str) -> str:
 
 def _call_shared(f: FunctionText, op: str, args: Sequence[str], scalar: str) -> str:
     """Call the module's one copy of a long function, writing it first if it is not there."""
-    t = vector(scalar)
+    t = f.vector(scalar)
     name = f"graphc.{op}.{scalar}"
     if name not in f.declarations:
-        shared = FunctionText(name)
+        shared = FunctionText(name, f.lanes)
         parameters = [f"%x{i}" for i in range(len(args))]
         listed = ", ".join(f"{t} {p}" for p in parameters)
         shared.lines.append(f"define internal {t} @{name}({listed}) {KERNEL_ATTRIBUTES} {{")
@@ -140,7 +138,7 @@ def _call_shared(f: FunctionText, op: str, args: Sequence[str], scalar: str) -> 
 def _float_here(f: FunctionText, op: str, args: Sequence[str], scalar: str) -> str:
     lanes = Lanes(f, scalar)
     if op in _BINARY:
-        return f.value(f"{_BINARY[op]} {vector(scalar)} {args[0]}, {args[1]}")
+        return f.value(f"{_BINARY[op]} {f.vector(scalar)} {args[0]}, {args[1]}")
     if op in _INTRINSICS:
         return lanes.intrinsic(_INTRINSICS[op], *args)
     if op in _COMPARISONS:
@@ -167,12 +165,12 @@ def _cast(f: FunctionText, x: str, source: DType, target: DType) -> str:
         return x
     if target.is_bool:
         test = "fcmp une" if source.is_float else "icmp ne"
-        return f.value(f"{test} {vector(a)} {x}, zeroinitializer")
+        return f.value(f"{test} {f.vector(a)} {x}, zeroinitializer")
     if source.is_float and not target.is_float:
         # The saturating forms are defined for every input: NaN gives 0.
         kind = "fptosi" if target.is_signed else "fptoui"
-        name = f"llvm.{kind}.sat.{suffix(b)}.{suffix(a)}"
-        return f.call(vector(b), name, (vector(a), x))
+        name = f"llvm.{kind}.sat.{f.suffix(b)}.{f.suffix(a)}"
+        return f.call(f.vector(b), name, (f.vector(a), x))
     if source.is_float:
         instruction = "fpext" if target.bits > source.bits else "fptrunc"
     elif target.is_float:
@@ -184,4 +182,4 @@ def _cast(f: FunctionText, x: str, source: DType, target: DType) -> str:
     one = f.uniform(x)
     if one is not None:  # LLVM would convert lane by lane
         return f.splat(b, f.value(f"{instruction} {a} {one} to {b}"))
-    return f.value(f"{instruction} {vector(a)} {x} to {vector(b)}")
+    return f.value(f"{instruction} {f.vector(a)} {x} to {f.vector(b)}")

@@ -117,7 +117,7 @@ class _StageLoop:
         for store in self.stage.stores:
             self.values.forget_reads(1 << store.access.buf)
         self.values.hoist(self.number, units)
-        groups = [[initial(a) for a in self.accs] for _ in range(self.units)]
+        groups = [[initial(self.f, a) for a in self.accs] for _ in range(self.units)]
         self._finish(self._loops(0, groups))
 
     # ---- carried values are flat lists
@@ -127,7 +127,7 @@ class _StageLoop:
             (t, x)
             for group in groups
             for acc, state in zip(self.accs, group, strict=True)
-            for t, x in zip(state_types(acc), state, strict=True)
+            for t, x in zip(state_types(self.f, acc), state, strict=True)
         ]
 
     def _flat(self, groups: Sequence[Group]) -> list[str]:
@@ -330,9 +330,10 @@ class _StageLoop:
         joined = []
         for i, acc in enumerate(self.accs):
             states = [group[i] for group in groups]
+            nothing = initial(self.f, acc)
             while len(states) > 1:
                 pairs = zip(states[::2], states[1::2], strict=True)
                 # A group that saw no element changes nothing.
-                states = [a if b == initial(acc) else combine(self.f, acc, a, b) for a, b in pairs]
+                states = [a if b == nothing else combine(self.f, acc, a, b) for a, b in pairs]
             joined.append(across_lanes(self.f, acc, states[0]))
         return joined

@@ -4,7 +4,8 @@ Values are strings; every emitted line is final, so no LLVM pass has to clean up
 are top-tested with phis patched when the loop is closed: safe for zero trips, and loop-carried
 values stay in registers.  Their numbers and addresses are frozen: LLVM then leaves off analysing
 them for strength reduction, which took a third of the time of compiling and gained nothing.
-Vectors have LANES elements of any dtype; LLVM splits them to the machine's width.
+Vectors have LANES elements of any dtype; LLVM splits them to the machine's width.  A function may
+have one lane instead, as those have that a GPU runs once per thread: its values are scalars.
 Imports: kernel, types, dims.
 """
 
@@ -53,8 +54,9 @@ def vector(scalar: str) -> str:
 
 
 def suffix(scalar: str, lanes: int = LANES) -> str:
-    """How LLVM mangles a vector type in intrinsic names: v16f32, v16i64."""
-    return f"v{lanes}{ {'float': 'f32', 'double': 'f64'}.get(scalar, scalar) }"
+    """How LLVM mangles a vector type in intrinsic names: v16f32, v16i64; f32 for one lane."""
+    one = {"float": "f32", "double": "f64"}.get(scalar, scalar)
+    return one if lanes == 1 else f"v{lanes}{one}"
 
 
 def float_literal(value: float, scalar: str) -> str:
@@ -107,10 +109,14 @@ class Loop:
 
 class FunctionText:
     """Emits the body of one LLVM function; `declarations` collects the intrinsics it calls,
-    `uses` counts what is written out at length."""
+    `uses` counts what is written out at length.
 
-    def __init__(self, name: str) -> None:
+    lanes  elements of its vectors: LANES, or 1 where its values are scalars
+    """
+
+    def __init__(self, name: str, lanes: int = LANES) -> None:
         self.name = name
+        self.lanes = lanes
         self.lines: list[str] = []
         self.block = "entry"
         self.declarations: dict[str, str] = {}
@@ -211,6 +217,8 @@ class FunctionText:
             return str(int(a) // int(b))
         if _is_power_of_two(b):
             return self.known(f"lshr i64 {a}, {int(b).bit_length() - 1}")
+        if self.lanes == 1:  # a GPU divides integers faster
+            return self.known(f"udiv i64 {a}, {b}")
         ratio = self.known(f"fdiv double {self._double(a)}, {self._double(b)}")
         return self.known(f"fptosi double {ratio} to i64")
 
@@ -257,8 +265,37 @@ class FunctionText:
             return pointer
         return self.known(f"getelementptr i8, ptr {pointer}, i64 {byte_offset}")
 
-    def splat(self, scalar: str, value: str, lanes: int = LANES) -> str:
+    def vector(self, scalar: str) -> str:
+        """The LLVM type of this function's values of a scalar type."""
+        return scalar if self.lanes == 1 else f"<{self.lanes} x {scalar}>"
+
+    def constant(self, value: float | int | bool, scalar: str) -> str:
+        """A constant with all lanes equal."""
+        return literal(value, scalar) if self.lanes == 1 else splat_literal(value, scalar)
+
+    def suffix(self, scalar: str) -> str:
+        """How LLVM mangles `vector(scalar)` in intrinsic names."""
+        return suffix(scalar, self.lanes)
+
+    def any(self, mask: str) -> str:
+        """One i1: whether a mask is on in some lane."""
+        if self.lanes == 1:
+            return mask
+        name = f"llvm.vector.reduce.or.{self.suffix('i1')}"
+        return self.call("i1", name, (self.vector("i1"), mask))
+
+    def first(self, scalar: str, x: str) -> str:
+        """The first lane."""
+        if self.lanes == 1:
+            return x
+        return self.value(f"extractelement {self.vector(scalar)} {x}, i32 0")
+
+    def splat(self, scalar: str, value: str, lanes: int | None = None) -> str:
         """A vector with every lane equal to a scalar value (which may be a literal)."""
+        lanes = self.lanes if lanes is None else lanes
+        if lanes == 1:
+            self._splats[value] = value
+            return value
         t = f"<{lanes} x {scalar}>"
         if _is_number(value):
             made = f"splat ({scalar} {value})"
@@ -274,9 +311,10 @@ class FunctionText:
         """The scalar a vector was made of by `splat`; None for other vectors."""
         return self._splats.get(x)
 
-    def intrinsic(self, name: str, scalar: str, *operands: str, lanes: int = LANES) -> str:
+    def intrinsic(self, name: str, scalar: str, *operands: str, lanes: int | None = None) -> str:
         """Call `llvm.<name>` on vectors of one type, giving the same type."""
-        t = f"<{lanes} x {scalar}>"
+        lanes = self.lanes if lanes is None else lanes
+        t = scalar if lanes == 1 else f"<{lanes} x {scalar}>"
         return self.call(t, f"llvm.{name}.{suffix(scalar, lanes)}", *((t, x) for x in operands))
 
     def prefetch(self, address: str, level: int = 1, *, write: bool = False) -> None:
