@@ -22,6 +22,7 @@ from contraction_reference import (
 
 from graphc.backends.codegen import contract_tiling
 from graphc.backends.codegen.contract_tiling import cut_of, tile
+from graphc.backends.codegen.contraction import contraction_blocks
 from graphc.backends.codegen.targets import AVX2, AVX512, NEON, Target, host_target
 from graphc.dims import DimLike, symbol
 from graphc.kernel import Access, Contraction, Expr, Store, Term
@@ -218,3 +219,12 @@ def test_windows_of_few_channels_over_sizes_known_in_the_run(
             check(c, buffers, sizes)
         else:
             same_bits(c, buffers, sizes, monkeypatch)
+
+
+@pytest.mark.parametrize(("pixels", "n", "k"), [(3136, 64, 64), (784, 128, 512), (196, 384, 64)])
+def test_rows_of_unknown_number_are_divided_evenly_among_cores(pixels: int, n: int, k: int) -> None:
+    c = matmul(symbol("images") * pixels, n, k)
+    for images in (1, 3):
+        sizes = {"images": images}
+        assert value(contraction_blocks(c), sizes) % contract_tiling.EVEN == 0
+    check(c, matmul_buffers(c, pixels, n, k), {"images": 1})

@@ -31,12 +31,15 @@ from graphc.backends.codegen.contract_epilogue import walks_as_one
 from graphc.backends.codegen.contract_order import near_rows
 from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANES
-from graphc.dims import DimLike, atoms, ceildiv, evaluate, factor, maximum, minimum, product
+from graphc.dims import DimLike, atoms, ceildiv, evaluate, factor, maximum, minimum, mul, product
 from graphc.errors import ShapeError
 from graphc.kernel import Access, Contraction, Cut, Term
 
 UNKNOWN_SIZE = 256
 """What tiling assumes of a size known only at run time."""
+
+EVEN = 4
+"""Cores that blocks are divided evenly among when the number of rows is known only at run time."""
 
 SPREAD_ROWS = 32
 """Fewest rows worth a block of their own when the number of rows is known only at run time."""
@@ -114,7 +117,7 @@ class Tiling:
     block_rows: DimLike
     block_cols: DimLike
     depth: DimLike
-    spread: DimLike  # blocks along rows of unknown number, as long as each has SPREAD_ROWS
+    spread: DimLike  # blocks along rows of unknown number come in so many, if of SPREAD_ROWS each
     most: Room
     half: bool  # the last vector of a tile has half the lanes
     skips: bool  # runs of k that lie outside for every row of a tile are skipped
@@ -321,7 +324,8 @@ def block_count(c: Contraction, t: Tiling) -> DimLike:
     rows, cols = t.rows.size, ceildiv(t.cols.size, t.block_cols)
     by_rows = ceildiv(rows, t.block_rows)
     if t.spread != 1:
-        by_rows = maximum(by_rows, minimum(t.spread, ceildiv(rows, SPREAD_ROWS)))
+        even = mul(t.spread, ceildiv(rows, mul(t.spread, t.block_rows)))
+        by_rows = maximum(by_rows, minimum(even, ceildiv(rows, SPREAD_ROWS)))
     return product((*c.batch, by_rows, cols))
 
 
@@ -387,10 +391,11 @@ def _register_tile(rows: int, cols: DimLike, lanes: int, target: Target) -> tupl
 
 
 def _spread(rows: Group, cols: Group, block_cols: int) -> int:
-    """Blocks wanted along the rows so that a few cores are busy."""
+    """Blocks along the rows come in multiples of so many, that two or four cores share them."""
     if isinstance(rows.size, int):
         return 1
-    return 3 if not isinstance(cols.size, int) else -(-3 // max(-(-cols.size // block_cols), 1))
+    across = -(-cols.size // block_cols) if isinstance(cols.size, int) else 1
+    return EVEN // math.gcd(EVEN, max(across, 1))
 
 
 def _may_be_few(rows: DimLike) -> bool:

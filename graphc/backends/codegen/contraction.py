@@ -132,8 +132,9 @@ class _Emitter:
         self.k_count = size_of(self.f, self.k.extents)
         row_blocks = ceildiv(self.f, self.row_count, f.dim(t.block_rows))
         if t.spread != 1:
-            spread = f.smin(f.dim(t.spread), ceildiv(self.f, self.row_count, SPREAD_ROWS))
-            row_blocks = f.smax(row_blocks, spread)
+            spread, most = f.dim(t.spread), ceildiv(f, self.row_count, SPREAD_ROWS)
+            even = ceildiv(f, self.row_count, f.mul(spread, f.dim(t.block_rows)))
+            row_blocks = f.smax(row_blocks, f.smin(f.mul(spread, even), most))
         col_blocks = ceildiv(self.f, self.col_count, f.dim(t.block_cols))
         # along an axis of size 0 no block runs, but the text must not divide by a constant 0
         row_blocks, col_blocks = f.smax(row_blocks, 1), f.smax(col_blocks, 1)
