@@ -55,3 +55,21 @@ def compile_cpu(
 
     plan, lowered = plan_cpu(program, budget=budget, keep=keep, fast_math=fast_math)
     return compile_plan(plan), lowered
+
+
+def plan_gpu(
+    program: Program,
+    trace: Trace | None = None,
+    budget: Budget | None = None,
+    fast_math: bool = False,
+) -> tuple[Plan, Program]:
+    """The plan of a program for a GPU, and the program as it was lowered; see `plan_cpu`.
+
+    Operands are neither packed nor kept: a GPU's contractions read them as they are.
+    """
+    from graphc.backends.gpu.kernels import gpu_blocks
+
+    optimized = optimize(program, trace=trace, fast_math=fast_math)
+    return build_plan(
+        optimized, gpu_blocks, trace, budget, keep=False, fast_math=fast_math, winograd=False
+    )

@@ -28,6 +28,7 @@ def lower(
     packs: bool = True,
     fast_math: bool = False,
     keep: bool = True,
+    winograd: bool = True,
 ) -> list[LoweredStep]:
     """The steps of a fused program, in an order that respects dependencies.
 
@@ -35,6 +36,7 @@ def lower(
     steps pack their operands where that pays in time: it takes memory.
     fast_math  whether rounding errors may be larger than those of the operators' definitions
     keep  whether what is packed of variables that stay as they are is packed once for many runs
+    winograd  whether the back end has kernels of Winograd's minimal filtering
     """
     steps: list[LoweredStep] = []
     known: dict[Hashable, _Template] = {}
@@ -42,7 +44,7 @@ def lower(
         signature, values = _signature(fusion, group)
         template = known.get(signature)
         if template is None:
-            made = lower_group(fusion, group, fast_math)
+            made = lower_group(fusion, group, fast_math, winograd)
             known[signature] = _Template(made, values)
             steps.extend(made)
         else:
@@ -50,12 +52,14 @@ def lower(
     return steps if cut_of is None else pack_operands(fusion, steps, cut_of, packs, keep)
 
 
-def lower_group(fusion: Fusion, group: Group, fast_math: bool) -> list[LoweredStep]:
+def lower_group(
+    fusion: Fusion, group: Group, fast_math: bool, winograd: bool = True
+) -> list[LoweredStep]:
     """The kernel or kernels of one group."""
     if group.kind == "loop":
         return lower_loop(fusion, group)
     if group.kind == "contraction":
-        return lower_contraction(fusion, group, fast_math)
+        return lower_contraction(fusion, group, fast_math, winograd)
     return lower_nest(fusion, group)
 
 

@@ -60,7 +60,9 @@ def maps_of(node: Node) -> ContractionMaps:
     return maps
 
 
-def lower_contraction(fusion: Fusion, group: Group, fast_math: bool = False) -> list[LoweredStep]:
+def lower_contraction(
+    fusion: Fusion, group: Group, fast_math: bool = False, winograd: bool = True
+) -> list[LoweredStep]:
     """A step of one kernel, or of one for each phase of the result."""
     maps = maps_of(group.head)
     sources = _sources(fusion, group, maps.swap)
@@ -70,12 +72,14 @@ def lower_contraction(fusion: Fusion, group: Group, fast_math: bool = False) -> 
         other = turned(maps, sources[1], locations_of(group))
     if other is not None:
         maps, sources, before = other.maps, (sources[0], other.source), [other.step]
-    whole = _Contraction(fusion, group, maps, sources, fast_math)
+    whole = _Contraction(fusion, group, maps, sources, fast_math, winograd)
     steps = whole.steps()
     parts = phases(maps)
     if len(parts) == 1 or whole.checks.sites or not group.head.types[0].dtype.is_float:
         return before + steps
-    first, *rest = (_Contraction(fusion, group, part, sources, fast_math).step() for part in parts)
+    first, *rest = (
+        _Contraction(fusion, group, part, sources, fast_math, winograd).step() for part in parts
+    )
     return [*before, replace(first, others=tuple(s.kernel for s in rest))]
 
 
@@ -98,9 +102,11 @@ class _Contraction:
         maps: ContractionMaps,
         sources: tuple[Source, Source],
         fast_math: bool,
+        winograd: bool,
     ) -> None:
         self.fusion = fusion
         self.fast_math = fast_math
+        self.winograd = winograd
         self.group = group
         self.maps = maps
         self.buffers = Buffers()
@@ -202,9 +208,10 @@ class _Contraction:
         rows = self._by_rows(a, b)
         if dtype.is_float and not self.checks.sites and not rows:
             c = Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype)
-            filtered = winograd_form(c, m, self.sources[0].shape, self.fast_math)
-            if filtered is not None:
-                return filtered
+            if self.winograd:
+                filtered = winograd_form(c, m, self.sources[0].shape, self.fast_math)
+                if filtered is not None:
+                    return filtered
             c = fewest_axes(c)
             self.channels = along_channels(c)
             return c if self.channels is None else loops(self.channels)

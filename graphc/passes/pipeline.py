@@ -101,10 +101,12 @@ def build_plan(
     cut_of: CutOf | None = None,
     keep: bool = True,
     fast_math: bool = False,
+    winograd: bool = True,
 ) -> tuple[Plan, Program]:
     """Fuse, lower and plan an optimized program; also the program as it was lowered.
 
     keep  whether values may stay between runs, which takes memory that a budget must have room for
+    winograd  whether the back end has kernels of Winograd's minimal filtering
     Raises MemoryBudgetError where the arena is larger than the budget at the budget's sizes.
     """
     trace = trace or Trace()
@@ -113,7 +115,7 @@ def build_plan(
     fusion = fuse(program)
     trace.note("fuse", started)
     started = time.perf_counter()
-    steps = lower(fusion, cut_of, fast_math=fast_math, keep=keep)
+    steps = lower(fusion, cut_of, fast_math=fast_math, keep=keep, winograd=winograd)
     trace.note("lower", started)
     started = time.perf_counter()
     ordered = schedule(fusion, steps, facts)
@@ -122,11 +124,11 @@ def build_plan(
     kept = find_kept(fusion, ordered) if keep else None
     plan = plan_memory(fusion, ordered, blocks_of, facts, kept)
     if budget is not None and plan.kept and plan.peak_bytes(budget.sizes) > budget.bytes:
-        steps = lower(fusion, cut_of, fast_math=fast_math, keep=False)
+        steps = lower(fusion, cut_of, fast_math=fast_math, keep=False, winograd=winograd)
         plan = plan_memory(fusion, schedule(fusion, steps, facts), blocks_of, facts)
     if budget is not None and plan.arena_bytes(budget.sizes) > budget.bytes:
         facts = Facts(Estimate(budget.sizes))
-        steps = lower(fusion, cut_of, packs=False, fast_math=fast_math)
+        steps = lower(fusion, cut_of, packs=False, fast_math=fast_math, winograd=winograd)
         plan = meet_budget(fusion, schedule(fusion, steps, facts), blocks_of, facts, budget)
     trace.note("plan_memory", started)
     _Dump().plan(plan)

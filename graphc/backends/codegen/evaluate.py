@@ -8,8 +8,8 @@ Imports: address, memory, numbering, scalar, text, kernel, types.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from graphc.backends.codegen.address import Cursor, advance, prepare, resolve, start
 from graphc.backends.codegen.faults import record_fault
@@ -47,6 +47,8 @@ class Evaluator:
         self.mask: str | None = None
         self.accs: dict[tuple[int, int], str] = {}
         self.available = 0
+        self.aligned: Mapping[Access, int] = {}
+        """Bytes that divide addresses of one lane, where they are more than usual."""
         self._scopes = [_Scope(0)]
         accesses = dict.fromkeys(a for found in numbering.accesses for a in found)
         self._addresses = {a: prepare(f, a, kernel.bufs[a.buf].itemsize) for a in accesses}
@@ -223,13 +225,19 @@ class Evaluator:
         if vec is None and element is not None:
             element = (element[0], element[1], False)
         address, cursor = self._addresses[access], self._cursor(access)
-        return resolve(self.f, address, cursor, self.index, vec, unit, element)
+        place = resolve(self.f, address, cursor, self.index, vec, unit, element)
+        aligned = self.aligned.get(access, 0) if self.aligned else 0
+        return replace(place, aligned=aligned) if aligned else place
 
     def stores(self, items: Sequence[Store], unit: int) -> None:
         """Emit the stores of one iteration of a stage, and forget values they make stale.
 
         Every value is computed before the first is written: an output may be an input's memory.
         """
+        self.write(self.evaluated(items, unit))
+
+    def evaluated(self, items: Sequence[Store], unit: int) -> list[tuple[Store, str, Place]]:
+        """What stores will write, and where."""
         made = []
         for item in items:
             element = None
@@ -243,10 +251,14 @@ class Evaluator:
                 )
             value = self.value(item.expr, unit)
             made.append((item, value, self._place(item.access, unit, element)))
+        return made
+
+    def write(self, made: Sequence[tuple[Store, str, Place]]) -> None:
+        """Emit stores of values that are known, and forget those that they make stale."""
         for item, value, place in made:
             dtype = self.kernel.bufs[item.access.buf]
             store(self.f, dtype, place, self.mask, value, item.add, self.vector_open)
-        for item in items:
+        for item, _, _ in made:
             self.forget_reads(1 << item.access.buf)
 
     def _check(self, expr: Expr, args: list[str], unit: int) -> None:

@@ -37,6 +37,7 @@ class Place:
     mask        lanes that lie inside the buffer (None: all)
     distinct    different lanes are different elements
     moved       bytes, up to ROOM, to add to `pointer`
+    aligned     bytes that divide the address of a place of one lane (0: an element's)
     repeats     (n, apart): each n lanes share an element, `apart` elements after that of those
                 before
     """
@@ -49,6 +50,7 @@ class Place:
     distinct: bool
     repeats: tuple[int, int] = (1, 1)
     moved: int = 0
+    aligned: int = 0
 
     def address(self, f: FunctionText) -> str:
         """The pointer, for who may touch memory."""
@@ -119,7 +121,7 @@ def load(f: FunctionText, dtype: DType, place: Place, mask: str | None, fill: fl
 def _load_alone(f: FunctionText, dtype: DType, place: Place, fill: float) -> str:
     """The element of the only lane; who fails the guard branches around the load."""
     assert place.kind == "one"
-    m, size = memory_type(dtype), dtype.itemsize
+    m, size = memory_type(dtype), place.aligned or dtype.itemsize
     pointer = place.address(f)
     if place.guard is None:
         value = f.value(f"load {m}, ptr {pointer}, align {size}")
@@ -273,7 +275,8 @@ def _store(
 ) -> None:
     mask = both(f, mask, place.mask)
     if place.kind == "one":
-        _store_one(f, dtype, place.address(f), mask if lanes else None, value, add, lanes)
+        on = mask if lanes else None
+        _store_one(f, dtype, place.address(f), on, value, add, lanes, place.aligned)
     elif place.kind == "any":
         _scatter(f, dtype, place, mask, value, add)
     else:
@@ -288,8 +291,9 @@ def _store_one(
     value: str,
     add: bool,
     lanes: bool,
+    aligned: int,
 ) -> None:
-    s, m, size = scalar_type(dtype), memory_type(dtype), dtype.itemsize
+    s, m, size = scalar_type(dtype), memory_type(dtype), aligned or dtype.itemsize
     one: str | None
     if f.lanes == 1:
         one = _add_alone(f, dtype, pointer, value) if add else value

@@ -1,0 +1,178 @@
+"""Loop kernels for a GPU: where the CPU has lanes of vectors, it has threads.
+
+Where the vector axis is parallel, a thread takes one point of the parallel axes, or a run of points
+along the vector axis: all are read before one is written, so that LLVM joins what is adjacent.
+Where it is reduced, a warp takes a point of the parallel axes, which is a row (see `stages`).
+Imports: stages, thread, codegen, kernel, dims.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from graphc.backends.codegen.evaluate import Evaluator
+from graphc.backends.codegen.numbering import Numbering
+from graphc.backends.gpu.stages import ThreadStages
+from graphc.backends.gpu.thread import WARP, ThreadText
+from graphc.dims import DimLike, ceildiv, factor, mul, product
+from graphc.kernel import Access, LoopKernel, sizes_of
+
+POINT_THREADS = 256
+ROW_THREADS = 128
+
+VECTOR_BYTES = 16
+"""The widest access of a thread, which must be aligned as widely; so are all buffers."""
+
+RUN = 4
+"""Points a thread takes at most: as many 4-byte elements as one access can have."""
+
+_CHEAP = 64
+"""A stage below this weight is worth copies of its code."""
+
+
+def loop_threads(kernel: LoopKernel) -> int:
+    """Threads of a CTA."""
+    return POINT_THREADS if kernel.vec in kernel.par else ROW_THREADS
+
+
+def loop_blocks(kernel: LoopKernel) -> DimLike:
+    """How many CTAs a loop kernel has."""
+    points = product(kernel.axes[a] for a in kernel.par)
+    if kernel.vec in kernel.par:
+        return ceildiv(points, POINT_THREADS * _run(kernel, Numbering(kernel)))
+    return ceildiv(points, ROW_THREADS // WARP)
+
+
+def _run(kernel: LoopKernel, numbering: Numbering) -> int:
+    """How many points along the vector axis a thread takes."""
+    if len(kernel.stages) > 1 or kernel.stages[0].red or kernel.checks or kernel.ragged:
+        return 1
+    alone = len(kernel.par) == 1
+    if not alone and factor(kernel.axes[kernel.vec]) % RUN:
+        return 1
+    return 1 if numbering.weight(0) > _CHEAP else RUN
+
+
+def emit_gpu_loop(kernel: LoopKernel, name: str) -> ThreadText:
+    """A loop kernel as one function, with the intrinsics it declares."""
+    f = ThreadText(name)
+    buffers = len(kernel.bufs) + (1 if kernel.checks else 0)
+    f.open_grid_kernel(buffers, sizes_of(kernel), loop_threads(kernel))
+    grid = _Grid(f, kernel)
+    if kernel.vec in kernel.par:
+        grid.points()
+    else:
+        grid.rows()
+    f.close_kernel()
+    return f
+
+
+class _Grid:
+    """Which points the threads of a kernel take."""
+
+    def __init__(self, f: ThreadText, kernel: LoopKernel) -> None:
+        self.f = f
+        self.kernel = kernel
+        self.numbering = Numbering(kernel)
+        self.values = Evaluator(f, kernel, self.numbering)
+        self.count = "1"
+        for axis in kernel.par:
+            self.count = f.mul(self.count, f.dim(kernel.axes[axis]))
+
+    def rows(self) -> None:
+        """A warp for each point."""
+        f = self.f
+        warp = f.value(f"lshr i64 {f.thread()}, {WARP.bit_length() - 1}")
+        lane = f.value(f"and i64 {f.thread()}, {WARP - 1}")
+        row = f.add(f.mul(f.cta(), ROW_THREADS // WARP), warp)
+        stages = ThreadStages(f, self.kernel, self.numbering, self.values, lane)
+        inside = f.value(f"icmp slt i64 {row}, {self.count}")
+        stages.when(inside, lambda: self._point(stages, row))
+
+    def points(self) -> None:
+        """A thread for each point, or run of points."""
+        f = self.f
+        stages = ThreadStages(f, self.kernel, self.numbering, self.values, None)
+        run = _run(self.kernel, self.numbering)
+        first = f.mul(f.add(f.mul(f.cta(), POINT_THREADS), f.thread()), run)
+        if run == 1:
+            inside = f.value(f"icmp slt i64 {first}, {self.count}")
+            stages.when(inside, lambda: self._point(stages, first))
+            return
+        whole = f.value(f"icmp sle i64 {f.add(first, run)}, {self.count}")
+        stages.when(whole, lambda: self._run_of_points(first, run))
+        if len(self.kernel.par) == 1 and factor(self.kernel.axes[self.kernel.vec]) % run:
+            rest = f.value(f"xor i1 {whole}, true")
+            stages.when(rest, lambda: self._rest(stages, first))
+
+    def _point(self, stages: ThreadStages, linear: str) -> None:
+        """All stages at one point, if that lies within ragged axes."""
+        index = self._split(linear)
+        self.values.index.update(index)
+        ragged = [r.axis for r in self.kernel.ragged if r.axis in index]
+        inside = [
+            self.f.value(f"icmp slt i64 {index[axis]}, {stages.extent(axis)}") for axis in ragged
+        ]
+        self._if_all(stages, inside, index)
+
+    def _if_all(
+        self, stages: ThreadStages, conditions: Sequence[str], index: dict[int, str]
+    ) -> None:
+        if conditions:
+            rest = conditions[1:]
+            stages.when(conditions[0], lambda: self._if_all(stages, rest, index))
+            return
+        self.values.enter(index, range(len(self.kernel.stages)))
+        stages.run()
+        self.values.leave()
+
+    def _run_of_points(self, first: str, run: int) -> None:
+        """Points that follow each other: each is evaluated before one of them is stored."""
+        vec, made = self.kernel.vec, []
+        index = self._split(first)
+        together = [a for a in self.numbering.accesses[0] if _in_step(a, vec, run)]
+        for i in range(run):
+            self.values.aligned = {
+                a: math.gcd(VECTOR_BYTES, run * self.kernel.bufs[a.buf].itemsize) if not i else 0
+                for a in together
+            }
+            self.values.enter({**index, vec: self.f.add(index[vec], i)}, [0])
+            made += self.values.evaluated(self.kernel.stages[0].stores, 0)
+            self.values.leave()
+        self.values.write(made)
+
+    def _rest(self, stages: ThreadStages, first: str) -> None:
+        """The points behind the last run, one by one."""
+        loop = self.f.open_loop(first, self.count, 1)
+        self.values.enter({self.kernel.vec: loop.index}, [0])
+        stages.run()
+        self.values.leave()
+        self.f.close_loop(loop)
+
+    def _split(self, linear: str) -> dict[int, str]:
+        """The index along each parallel axis, the last of which runs fastest."""
+        f = self.f
+        index: dict[int, str] = {}
+        for axis in reversed(self.kernel.par[1:]):
+            extent = f.dim(self.kernel.axes[axis])
+            index[axis] = f.urem(linear, extent)
+            linear = f.udiv(linear, extent)
+        if self.kernel.par:
+            index[self.kernel.par[0]] = linear
+        return index
+
+
+def _in_step(access: Access, vec: int, run: int) -> bool:
+    """Whether runs of elements along the vector axis are adjacent, and begin at a multiple."""
+    adjacent = False
+    for term in access.terms:
+        if term.limit is not None or term.div != 1 or factor(mul(term.shift, term.stride)) % run:
+            return False
+        for axis, coefficient in term.axes:
+            step = mul(coefficient, term.stride)
+            if axis == vec:
+                adjacent = step == 1
+            elif factor(step) % run:
+                return False
+    return adjacent and factor(access.offset) % run == 0

@@ -1,0 +1,332 @@
+"""The stages of a loop kernel as a GPU's thread runs them.
+
+Where the vector axis is parallel a thread has its own point and runs the loops of reductions
+alone, in ascending order.  In a row the lanes of a warp take turns along the vector axis: element i
+goes to virtual lane i mod VIRTUAL_LANES, of which each lane has two, and these are joined by the
+tree that the CPU has, so the bits are the same.  Stores that may meet in one place act in turn.
+Imports: thread, codegen, kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from graphc.backends.codegen.evaluate import Evaluator
+from graphc.backends.codegen.numbering import Numbering, access_axes
+from graphc.backends.codegen.reducers import (
+    State,
+    combine,
+    final,
+    initial,
+    is_arg,
+    state_types,
+)
+from graphc.backends.codegen.skipping import skipping_guard
+from graphc.backends.gpu.thread import WARP, ThreadText
+from graphc.kernel import VIRTUAL_LANES, LoopKernel, Stage, Store
+
+GROUPS = VIRTUAL_LANES // WARP
+
+Group = list[State]
+
+
+class ThreadStages:
+    """Emits the stages of a kernel, for the point of a thread or the row of a warp.
+
+    lane  the thread's number within its warp, if a row is a warp's
+    """
+
+    def __init__(
+        self,
+        f: ThreadText,
+        kernel: LoopKernel,
+        numbering: Numbering,
+        values: Evaluator,
+        lane: str | None,
+    ) -> None:
+        self.f = f
+        self.kernel = kernel
+        self.numbering = numbering
+        self.values = values
+        self.lane = lane
+        self._ragged = {r.axis: r for r in kernel.ragged}
+
+    def extent(self, axis: int) -> str:
+        """How many indices an axis has here (ragged axes: in the current chunk)."""
+        f = self.f
+        ragged = self._ragged.get(axis)
+        if ragged is None:
+            return f.dim(self.kernel.axes[axis])
+        chunk = f.dim(ragged.chunk)
+        first = f.mul(self.values.index[ragged.chunk_axis], chunk)
+        return f.smax(f.smin(chunk, f.sub(f.dim(ragged.total), first)), 0)
+
+    def run(self) -> None:
+        """All stages."""
+        first = 0
+        for number, stage in enumerate(self.kernel.stages):
+            if number and self.lane is not None and self.numbering.reread:
+                self.f.warp_sync()  # what one lane wrote another may read
+            if stage.red:
+                _StageLoop(self, number, stage, first).emit()
+            else:
+                self._straight(stage)
+            first += len(stage.accs)
+        self.values.forget_accs(range(first))
+
+    def _straight(self, stage: Stage) -> None:
+        """Stores without a loop: of a row, by the first lane."""
+        made = self.values.evaluated(stage.stores, 0)
+        if self.lane is None:
+            self.values.write(made)
+        elif made:
+            first = self.f.value(f"icmp eq i64 {self.lane}, 0")
+            self.when(first, lambda: self.values.write(made))
+
+    def when(self, condition: str, body: Callable[[], None]) -> None:
+        """Code that runs where a condition holds."""
+        f = self.f
+        key = f.fresh("")
+        f.branch_if(condition, f"y{key}", f"z{key}")
+        f.label(f"y{key}")
+        body()
+        f.branch(f"z{key}")
+        f.label(f"z{key}")
+
+
+class _StageLoop:
+    """The loops of one stage; its state is a group of accumulators, or GROUPS of them in a row."""
+
+    def __init__(self, parent: ThreadStages, number: int, stage: Stage, first: int) -> None:
+        self.f = parent.f
+        self.parent = parent
+        self.values = parent.values
+        self.number = number
+        self.stage = stage
+        self.first = first
+        self.lane = parent.lane
+        own = range(first, first + len(stage.accs))
+        self.scans = any(n in parent.numbering.lane_accs for n in own)
+        self.groups = GROUPS if self.lane and stage.accs and not self.scans else 1
+
+    def emit(self) -> None:
+        # The loop's stores change what its next iteration must read again.
+        for store in self.stage.stores:
+            self.values.forget_reads(1 << store.access.buf)
+        self.values.hoist(self.number, 1)
+        start = [[initial(self.f, a) for a in self.stage.accs] for _ in range(self.groups)]
+        self._finish(self._loops(0, start))
+
+    # ---- carried values are flat lists
+
+    def _types(self) -> list[str]:
+        return [t for a in self.stage.accs for t in state_types(self.f, a)] * self.groups
+
+    def _pack(self, groups: Sequence[Group]) -> list[tuple[str, str]]:
+        return list(zip(self._types(), self._flat(groups), strict=True))
+
+    def _flat(self, groups: Sequence[Group]) -> list[str]:
+        return [x for group in groups for state in group for x in state]
+
+    def _unpack(self, flat: Sequence[str]) -> list[Group]:
+        rest = list(flat)
+        return [
+            [tuple(rest.pop(0) for _ in range(2 if is_arg(a) else 1)) for a in self.stage.accs]
+            for _ in range(self.groups)
+        ]
+
+    # ---- loops
+
+    def _loops(self, depth: int, groups: list[Group]) -> list[Group]:
+        axis = self.stage.red[depth]
+        last = depth == len(self.stage.red) - 1
+        if last and self.lane is not None:
+            return self._row(axis, groups)
+        loop = self.f.open_loop(0, self.parent.extent(axis), 1, self._pack(groups))
+        groups = self._unpack(loop.carried)
+        self.values.enter({axis: loop.index}, [self.number])
+        guard = None
+        if self.lane is None and not self.stage.stores:
+            guard = skipping_guard(self.stage.accs, self.values.guard_of)
+        if guard is None:
+            groups = self._body(depth, groups)
+        else:
+            groups = self._guarded(guard, groups, lambda g: self._assuming(guard, depth, g))
+        self.values.leave()
+        return self._unpack(self.f.close_loop(loop, self._flat(groups)))
+
+    def _assuming(self, guard: str, depth: int, groups: list[Group]) -> list[Group]:
+        self.values.assume(guard, self.number)
+        return self._body(depth, groups)
+
+    def _body(self, depth: int, groups: list[Group]) -> list[Group]:
+        """One iteration of the loop at some depth."""
+        if depth == len(self.stage.red) - 1:
+            return [self._step(groups[0])]
+        self.values.hoist(self.number, 1)
+        return self._loops(depth + 1, groups)
+
+    def _guarded(
+        self,
+        guard: str,
+        groups: list[Group],
+        body: Callable[[list[Group]], list[Group]],
+    ) -> list[Group]:
+        """The groups after `body` where the guard holds; otherwise nothing changes."""
+        f = self.f
+        key = f.fresh("")
+        before = f.block
+        f.branch_if(guard, f"in{key}", f"out{key}")
+        f.label(f"in{key}")
+        after = body(groups)
+        last = f.block
+        f.branch(f"out{key}")
+        f.label(f"out{key}")
+        return self._unpack(
+            [
+                x if x == y else f.value(f"phi {t} [ {x}, %{before} ], [ {y}, %{last} ]")
+                for (t, x), y in zip(self._pack(groups), self._flat(after), strict=True)
+            ]
+        )
+
+    # ---- rows
+
+    def _row(self, axis: int, groups: list[Group]) -> list[Group]:
+        """The vector axis as the innermost loop, its elements dealt out to the lanes."""
+        stop = self.parent.extent(axis)
+        if self.scans:
+            return self._scan(axis, stop, groups)
+        if any(_in_turn(store, axis) for store in self.stage.stores):
+            self._row_in_turn(axis, stop)
+            return groups
+        return self._row_at_once(axis, stop, groups)
+
+    def _row_at_once(self, axis: int, stop: str, groups: list[Group]) -> list[Group]:
+        """Whole steps of one element for each virtual lane, then what is left."""
+        f, lane = self.f, self._lane()
+        step = WARP * self.groups
+        full = f.mul(f.udiv(stop, step), step)
+        if full != "0":
+            loop = f.open_loop(0, full, step, self._pack(groups))
+            groups = self._unpack(loop.carried)
+            first = f.add(loop.index, lane)
+            groups = [self._at(axis, f.add(first, WARP * i), g) for i, g in enumerate(groups)]
+            self._settle()
+            groups = self._unpack(f.close_loop(loop, self._flat(groups)))
+        if full == stop:
+            return groups
+        for i in range(self.groups):
+            index = f.add(f.add(full, WARP * i), lane)
+            inside = f.value(f"icmp slt i64 {index}, {stop}")
+            groups = self._guarded(inside, groups, self._replacing(axis, index, i))
+        self._settle()
+        return groups
+
+    def _replacing(self, axis: int, index: str, i: int) -> Callable[[list[Group]], list[Group]]:
+        """A step that updates one of the groups."""
+        return lambda groups: [
+            self._at(axis, index, g) if n == i else g for n, g in enumerate(groups)
+        ]
+
+    def _settle(self) -> None:
+        """Additions to memory are done in order along the axes around the vector axis."""
+        if any(store.add for store in self.stage.stores):
+            self.f.warp_sync()
+
+    def _row_in_turn(self, axis: int, stop: str) -> None:
+        """Stores of lanes that may meet: lane after lane."""
+        f = self.f
+        loop = f.open_loop(0, stop, 1)
+        turn = f.value(f"and i64 {loop.index}, {WARP - 1}")
+        mine = f.value(f"icmp eq i64 {turn}, {self._lane()}")
+        self._guarded(mine, [[]], lambda _: [self._at(axis, loop.index, [])])
+        f.warp_sync()
+        f.close_loop(loop)
+
+    def _scan(self, axis: int, stop: str, groups: list[Group]) -> list[Group]:
+        """Running values: element after element, added by all lanes and stored by its own."""
+        f = self.f
+        loop = f.open_loop(0, stop, 1, self._pack(groups))
+        groups = self._unpack(loop.carried)
+        turn = f.value(f"and i64 {loop.index}, {WARP - 1}")
+        mine = f.value(f"icmp eq i64 {turn}, {self._lane()}")
+        self.values.enter({axis: loop.index}, [self.number])
+        group = self._updated(groups[0])
+        made = self.values.evaluated(self.stage.stores, 0)
+        self.parent.when(mine, lambda: self.values.write(made))
+        self.values.leave()
+        f.warp_sync()
+        return self._unpack(f.close_loop(loop, self._flat([group])))
+
+    def _lane(self) -> str:
+        assert self.lane is not None
+        return self.lane
+
+    # ---- one iteration
+
+    def _at(self, axis: int, index: str, group: Group) -> Group:
+        self.values.enter({axis: index}, [self.number])
+        group = self._step(group)
+        self.values.leave()
+        return group
+
+    def _step(self, group: Group) -> Group:
+        """Update a group with one element, and perform the stage's stores."""
+        group = self._updated(group)
+        self.values.stores(self.stage.stores, 0)
+        return group
+
+    def _updated(self, group: Group) -> Group:
+        following: Group = []
+        for i, acc in enumerate(self.stage.accs):
+            new: State = (self.values.value(acc.expr, 0),)
+            if is_arg(acc):
+                new = (*new, self._position())
+            total = combine(self.f, acc, group[i], new)
+            following.append(total)
+            if self.stage.stores:
+                self.values.accs[self.first + i, 0] = final(self.f, acc, total)
+        return following
+
+    def _position(self) -> str:
+        """Row-major position over the stage's axes."""
+        f = self.f
+        linear = "0"
+        for axis in self.stage.red:
+            linear = f.mul(linear, f.dim(self.parent.kernel.axes[axis]))
+            linear = f.add(linear, self.values.index[axis])
+        return linear
+
+    def _finish(self, groups: list[Group]) -> None:
+        """Define the accumulators' final values: a row's are joined, and known to all lanes."""
+        f = self.f
+        joined = groups[0]
+        if self.lane is not None and not self.scans:
+            joined = [self._join([g[i] for g in groups], i) for i in range(len(self.stage.accs))]
+        for i, acc in enumerate(self.stage.accs):
+            self.values.define_acc(self.first + i, 0, final(f, acc, joined[i]))
+
+    def _join(self, states: list[State], i: int) -> State:
+        """The CPU's tree: vectors of 16 lanes by pairs, then lanes by halves."""
+        states = [self._from_lane(state, i, 16) for state in states]
+        while len(states) > 1:
+            pairs = zip(states[::2], states[1::2], strict=True)
+            states = [combine(self.f, self.stage.accs[i], a, b) for a, b in pairs]
+        state = states[0]
+        for distance in (8, 4, 2, 1):
+            state = self._from_lane(state, i, distance)
+        return state
+
+    def _from_lane(self, state: State, i: int, distance: int) -> State:
+        """The state combined with that of the lane at a distance."""
+        acc = self.stage.accs[i]
+        types = state_types(self.f, acc)
+        pairs = zip(types, state, strict=True)
+        return combine(
+            self.f, acc, state, tuple(self.f.shuffle_xor(t, x, distance) for t, x in pairs)
+        )
+
+
+def _in_turn(store: Store, axis: int) -> bool:
+    """Whether elements along an axis may be stored at one place."""
+    return store.index is not None or not access_axes(store.access) >> axis & 1
