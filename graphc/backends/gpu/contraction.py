@@ -1,0 +1,29 @@
+"""Contractions as kernels for a GPU.
+
+A CTA computes a tile of C, or each thread an element where tiles do not pay.
+Imports: the contract modules beside this one, kernel_text, kernel, dims.
+"""
+
+from __future__ import annotations
+
+from graphc.backends.gpu.contract_text import DeviceText
+from graphc.backends.gpu.contract_threads import THREADS, emit_threads, thread_blocks
+from graphc.backends.gpu.kernel_text import GpuKernel
+from graphc.dims import DimLike
+from graphc.kernel import Contraction, sizes_of
+
+
+def gpu_contraction_blocks(c: Contraction) -> DimLike:
+    """How many CTAs the kernel of a contraction has: a formula in sizes."""
+    return thread_blocks(c)
+
+
+def emit_gpu_contraction(c: Contraction, name: str, precision: str = "f32") -> GpuKernel:
+    """The kernel of a contraction; `precision` is that of products of f32: 'f32', 'tf32' or 'bf16',
+    the latter two from compute capability 8.0 on."""
+    assert not c.winograd and not c.panel, "kernels for a GPU have neither"
+    f = DeviceText(name)
+    f.open_grid(c, THREADS)
+    emit_threads(f, c)
+    f.close_kernel()
+    return GpuKernel(name, f.module(), len(c.bufs), len(sizes_of(c)), THREADS)

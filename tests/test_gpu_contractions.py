@@ -1,0 +1,210 @@
+"""Contractions as kernels for a GPU: run by the emulator, assembled where ptxas is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from contraction_reference import acc, matmul, matmul_buffers, noise, op, plain, reference, value
+from test_contractions import CONVS, KINDS, Conv
+
+from graphc.backends.gpu.contraction import emit_gpu_contraction, gpu_contraction_blocks
+from graphc.backends.gpu.emulator import EmulatedKernel
+from graphc.backends.interpret import interpret_contraction
+from graphc.dims import Dim, symbol
+from graphc.kernel import Access, Contraction, Expr, Store, Term, sizes_of
+from graphc.types import DType, bool_, float32, float64, int64
+
+Sizes = dict[str, int]
+
+
+def on_device(x: np.ndarray) -> np.ndarray:
+    """A copy that begins where a GPU's buffers do, at a multiple of 256 bytes."""
+    room = np.empty(x.nbytes + 256, np.uint8)
+    start = -room.ctypes.data % 256
+    copied = room[start : start + x.nbytes].view(x.dtype)
+    copied[...] = x
+    return copied
+
+
+def launch(
+    c: Contraction,
+    buffers: Sequence[np.ndarray],
+    sizes: Sizes,
+    precision: str = "f32",
+    reverse: bool = False,
+) -> list[np.ndarray]:
+    """The buffers after a launch."""
+    got = [on_device(x) for x in buffers]
+    kernel = EmulatedKernel(emit_gpu_contraction(c, "kernel", precision))
+    blocks = value(gpu_contraction_blocks(c), sizes)
+    numbers = [value(d, sizes) for d in sizes_of(c)]
+    kernel.launch(blocks, [(x.ctypes.data, x.nbytes) for x in got], numbers, reverse=reverse)
+    return got
+
+
+def check(
+    c: Contraction, buffers: Sequence[np.ndarray], sizes: Sizes | None = None
+) -> list[np.ndarray]:
+    """The kernel agrees with the reference in float64."""
+    sizes = sizes or {}
+    wanted = [x.astype(np.float64) if x.dtype.kind == "f" else x.copy() for x in buffers]
+    reference(c, wanted, sizes)
+    got = launch(c, buffers, sizes)
+    size = [value(e, sizes) for e in c.axes]
+    depth = max(int(np.prod(size[len(size) - len(c.k) :])), 4)
+    tolerance = (1e-6 if c.dtype is float32 else 1e-14) * depth**0.5
+    for x, y in zip(got, wanted, strict=True):
+        largest = max(np.abs(y).max(initial=1), 1)
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * largest)
+    return got
+
+
+def check_bits(c: Contraction, buffers: Sequence[np.ndarray], sizes: Sizes | None = None) -> None:
+    """The kernel gives the bits of the interpreter, whichever thread goes first."""
+    sizes = sizes or {}
+    wanted = [x.copy() for x in buffers]
+    interpret_contraction(c, wanted, {d: value(d, sizes) for d in sizes_of(c)})
+    for reverse in (False, True):
+        for x, y in zip(launch(c, buffers, sizes, reverse=reverse), wanted, strict=True):
+            assert x.tobytes() == y.tobytes()
+
+
+# ---- matrix products
+
+
+@pytest.mark.parametrize("ta", [False, True])
+@pytest.mark.parametrize("tb", [False, True])
+@pytest.mark.parametrize("dtype", [float32, float64], ids=str)
+def test_symbolic_matmul(ta: bool, tb: bool, dtype: DType) -> None:
+    m, n, k = symbol("m"), symbol("n"), symbol("k")
+    c = matmul(m, n, k, dtype, ta=ta, tb=tb)
+    cases = [(0, 5, 3), (3, 4, 0), (1, 1, 1), (15, 33, 17), (70, 130, 100), (129, 7, 5)]
+    for rows, cols, depth in cases:
+        check(c, matmul_buffers(c, rows, cols, depth), {"m": rows, "n": cols, "k": depth})
+
+
+def test_batched_matmul_with_shared_operand() -> None:
+    g, m = symbol("g"), symbol("m")
+    for shared in (False, True):
+        c = matmul(m, 18, 21, batch=(g, 2), shared_b=shared)
+        check(c, matmul_buffers(c, 37, 18, 21, batch=6), {"g": 3, "m": 37})
+
+
+@pytest.mark.parametrize("dtype", [float32, float64], ids=str)
+def test_bits_are_those_of_one_chain_of_fused_multiply_adds(dtype: DType) -> None:
+    for tb in (False, True):
+        c = matmul(5, 9, 21, dtype, tb=tb)
+        check_bits(c, matmul_buffers(c, 5, 9, 21))
+    conv = Conv(1, (5, 6), 3, (3, 3), 4, stride=2, padding=1, dtype=dtype)
+    for kind in KINDS:
+        check_bits(getattr(conv, kind)(), conv.buffers(kind, {}))
+
+
+def test_strided_operands_without_any_contiguous_axis() -> None:
+    b = plain(1, (2, 1), (3, 200))
+    a = Access(0, (Term(((0, 130),), 1), Term(((2, 3),), 1)), 5)
+    out = plain(2, (0, 1), (26, 2))
+    stores = (Store(out, acc(float32)),)
+    c = Contraction((), (30,), (13,), (40,), a, b, (float32,) * 3, stores, float32)
+    rng = np.random.default_rng(0)
+    check(c, [noise(rng, n, float32) for n in (4200, 2800, 800)])
+
+
+# ---- convolutions
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CONVS)
+def test_convolution(name: str, kind: str) -> None:
+    conv = CONVS[name]
+    sizes = {"images": 3, "s": 10}
+    check(getattr(conv, kind)(), conv.buffers(kind, sizes), sizes)
+
+
+def test_grouped_convolution() -> None:
+    conv = Conv(2, (7, 7), 4, (3, 3), 6, padding=1, groups=3)
+    check(conv.forward(), conv.buffers("forward", {}))
+
+
+# ---- epilogues
+
+
+def with_epilogue(m: Dim | int, n: int, k: int) -> Contraction:
+    """Bias, row scale, residual and relu; stored as it is, transposed, and as bool."""
+    base = matmul(m, n, k)
+    bias = Expr("load", (), (plain(3, (1,), (1,)), 0.0), float32)
+    row = Expr("load", (), (plain(4, (0,), (1,)), 0.0), float32)
+    residual = Expr("load", (), (plain(5, (0, 1), (n, 1)), 0.0), float32)
+    total = op("add", op("add", op("add", acc(float32), bias), row), residual)
+    positive = op("gt", total, Expr("const", (), 0.0, float32), dtype=bool_)
+    relu = op("select", positive, total, Expr("const", (), 0.0, float32))
+    scaled = op("mul", acc(float32), Expr("size", (), m, float32))
+    stores = (
+        Store(plain(2, (0, 1), (n, 1)), relu),
+        Store(plain(6, (1, 0), (m, 1)), scaled),
+        Store(plain(7, (0, 1), (n, 1)), positive),
+    )
+    bufs = (*(float32,) * 7, bool_)
+    return Contraction((), (m,), (n,), (k,), base.a, base.b, bufs, stores, float32)
+
+
+@pytest.mark.parametrize("columns", [44, 45])
+def test_epilogue_with_bias_residual_relu_and_three_stores(columns: int) -> None:
+    rows = 39
+    c = with_epilogue(symbol("m"), columns, 30)
+    rng = np.random.default_rng(3)
+    counts = (rows * 30, 30 * columns, rows * columns, columns, rows, *(rows * columns,) * 2)
+    buffers = [noise(rng, n, float32) for n in counts]
+    buffers.append(np.zeros(rows * columns, np.bool_))
+    check(c, buffers, {"m": rows})
+
+
+@pytest.mark.parametrize("columns", [36, 37])
+def test_epilogue_with_guards_axes_and_accumulation(columns: int) -> None:
+    base = matmul(20, columns, 16, float64)
+    shifted = Access(3, (Term(((0, 1),), columns), Term(((1, 1),), 1, -2, 1, 33)))
+    beside = Expr("load", (), (shifted, 0.5), float64)
+    column = Expr("load", (), (Access(3, (Term(((0, 1),), 1, 1, 2, 8),)), 2.0), float64)
+    index = op("cast", Expr("axis", (), 1, int64), dtype=float64)
+    number = op("add", op("add", op("mul", acc(float64), index), beside), column)
+    cropped = Access(4, (Term(((0, 1),), 30, -1, 1, 15), Term(((1, 1),), 1, 0, 1, 30)))
+    stores = (
+        Store(plain(2, (0, 1), (columns, 1)), number, add=True),
+        Store(cropped, acc(float64)),
+    )
+    bufs = (float64,) * 5
+    c = Contraction((), (20,), (columns,), (16,), base.a, base.b, bufs, stores, float64)
+    rng = np.random.default_rng(3)
+    counts = (320, 16 * columns, 20 * columns, 20 * columns, 450)
+    check(c, [noise(rng, n, float64) for n in counts])
+
+
+def test_indexed_store_and_gather() -> None:
+    base = matmul(9, 20, 6)
+    index = Expr("load", (), (plain(4, (1,), (1,)), 0), int64)
+    found = Expr("gather", (index,), (plain(3, (0,), (4,)), 4), float32)
+    store = Store(plain(2, (0,), (20,)), op("add", acc(float32), found), index, 20)
+    bufs = (*(float32,) * 4, int64)
+    c = Contraction((), (9,), (20,), (6,), base.a, base.b, bufs, (store,), float32)
+    rng = np.random.default_rng(4)
+    buffers = [noise(rng, n, float32) for n in (54, 120, 180, 36)]
+    check_bits(c, [*buffers, rng.permutation(24)[:20].astype(np.int64) - 2])
+
+
+def test_heavy_epilogue_of_several_axes() -> None:
+    b = plain(1, (3, 1, 2), (40, 300, 1))
+    out = plain(2, (0, 2, 1), (70, 10, 1))
+    stores = (Store(out, op("tanh", acc(float32))),)
+    a = plain(0, (0, 3), (7, 1))
+    c = Contraction((), (9,), (10, 7), (7,), a, b, (float32,) * 3, stores, float32)
+    rng = np.random.default_rng(1)
+    buffers = [noise(rng, n, float32) for n in (63, 3300, 630)]
+    got = launch(c, buffers, {})
+    plain_c = Contraction(
+        (), (9,), (10, 7), (7,), a, b, (float32,) * 3, (Store(out, acc(float32)),), float32
+    )
+    sums = [x.astype(np.float64) for x in buffers]
+    reference(plain_c, sums, {})
+    np.testing.assert_allclose(got[2], np.tanh(sums[2]), atol=1e-6)
