@@ -9,7 +9,7 @@ from graphc.backends.base import Executable
 from graphc.budget import Budget
 from graphc.dims import DimLike
 from graphc.kernel import Contraction, Cut, Kernel, blocks
-from graphc.passes.pipeline import Trace, build_plan, optimize
+from graphc.passes.pipeline import Forms, Trace, build_plan, optimize
 from graphc.plan import Plan
 from graphc.program import Program
 
@@ -57,6 +57,9 @@ def compile_cpu(
     return compile_plan(plan), lowered
 
 
+_GPU = Forms(winograd=False, chunk=4096)  # long reductions need chunks for thousands of warps
+
+
 def plan_gpu(
     program: Program,
     trace: Trace | None = None,
@@ -71,5 +74,5 @@ def plan_gpu(
 
     optimized = optimize(program, trace=trace, fast_math=fast_math)
     return build_plan(
-        optimized, gpu_blocks, trace, budget, keep=False, fast_math=fast_math, winograd=False
+        optimized, gpu_blocks, trace, budget, keep=False, fast_math=fast_math, forms=_GPU
     )

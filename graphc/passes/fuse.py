@@ -32,10 +32,10 @@ from graphc.program import Program
 from graphc.types import Shape
 
 
-def fuse(program: Program) -> Fusion:
-    """Partition the program into groups."""
+def fuse(program: Program, chunk: int = CHUNK) -> Fusion:
+    """Partition the program into groups; long reductions are cut into chunks of `chunk`."""
     uniforms = Uniforms()
-    return _Fuser(_own_roots(program, uniforms), uniforms).run()
+    return _Fuser(_own_roots(program, uniforms), uniforms, chunk).run()
 
 
 def _own_roots(program: Program, uniforms: Uniforms) -> Program:
@@ -68,8 +68,9 @@ def _own_roots(program: Program, uniforms: Uniforms) -> Program:
 
 
 class _Fuser:
-    def __init__(self, program: Program, uniforms: Uniforms) -> None:
+    def __init__(self, program: Program, uniforms: Uniforms, chunk: int) -> None:
         self.program = program
+        self.chunk = chunk
         self.order = lasting_first(program)
         self.views = Views()
         self.uniforms = uniforms
@@ -92,7 +93,8 @@ class _Fuser:
         recompute(self.groups, self.group_of, self.views, self.uniforms, self.roots)
         stored = self._stored()
         groups = [g for g in self.groups if g.members]
-        return Fusion(self.program, groups, self.views, self.uniforms, self.group_of, stored)
+        parts = self.program, groups, self.views, self.uniforms, self.group_of, stored
+        return Fusion(*parts, self.chunk)
 
     # ---- what must be a plain array
 
@@ -180,7 +182,7 @@ class _Fuser:
             group = self._new("loop", x.dims, t.node)
         if group.red is None:
             group.red = axes
-            group.split = not _is_search(t) and _splits(group.shape, axes)
+            group.split = not _is_search(t) and _splits(group.shape, axes, self.chunk)
         self._put(group, t, ACC)
 
     def _can_reduce(self, group: Group, x: Tensor, axes: tuple[int, ...], search: bool) -> bool:
@@ -429,7 +431,7 @@ def _same_shape(a: Shape, b: Shape) -> bool:
     return a is b or a == b
 
 
-def _splits(shape: Shape, red: tuple[int, ...]) -> bool:
+def _splits(shape: Shape, red: tuple[int, ...], chunk: int) -> bool:
     """Whether a reduction has so few kept elements that its first axis must be cut in chunks.
 
     Depends on which sizes are known to be 1, never on how large an unknown one is; small known
@@ -440,7 +442,7 @@ def _splits(shape: Shape, red: tuple[int, ...]) -> bool:
     if kept:
         return False
     total: DimLike = dims.product(shape)
-    return not (isinstance(total, int) and total <= CHUNK)
+    return not (isinstance(total, int) and total <= chunk)
 
 
 def _users(order: Sequence[Node]) -> dict[int, list[Node]]:

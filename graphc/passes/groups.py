@@ -17,7 +17,7 @@ MAX_MEMBERS = 96
 """Members of one group: keeps live values near the number of registers, and recursion shallow."""
 
 CHUNK = 16384
-"""Elements of one chunk of a split reduction."""
+"""Elements of one chunk of a split reduction, where the back end does not want another number."""
 
 FULL, ACC, REDUCED = "full", "acc", "reduced"
 
@@ -56,3 +56,4 @@ class Fusion:
     uniforms: Uniforms
     group_of: dict[int, Group]
     stored: set[int]  # ids of member tensors that must be written to memory
+    chunk: int = CHUNK  # elements of one chunk of a split reduction

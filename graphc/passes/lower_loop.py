@@ -13,7 +13,7 @@ from graphc.dims import DimLike
 from graphc.kernel import Access, Accumulator, Expr, LoopKernel, Ragged, Stage, Store, Term
 from graphc.nest import contiguous
 from graphc.node import Tensor
-from graphc.passes.groups import ACC, CHUNK, FULL, REDUCED, Fusion, Group
+from graphc.passes.groups import ACC, FULL, REDUCED, Fusion, Group
 from graphc.passes.keep_values import keep_values
 from graphc.passes.lower_transpose import by_columns
 from graphc.passes.operands import (
@@ -236,7 +236,7 @@ class _Loop:
         axes = self.axes
         r0 = axes.red[0]
         inner = dims.product(e for j, e in enumerate(axes.extents) if j != r0)
-        rows = dims.maximum(1, dims.floordiv(CHUNK, dims.maximum(inner, 1)))
+        rows = dims.maximum(1, dims.floordiv(self.fusion.chunk, dims.maximum(inner, 1)))
         chunk_axis = len(axes.extents)
         self.chunk = (r0, chunk_axis, rows)
         chunks = dims.ceildiv(axes.extents[r0], rows)

@@ -17,6 +17,7 @@ from graphc.passes.canonicalise import canonicalise
 from graphc.passes.estimate import Estimate
 from graphc.passes.facts import Facts
 from graphc.passes.fuse import fuse
+from graphc.passes.groups import CHUNK
 from graphc.passes.keep import find_kept
 from graphc.passes.layout import cancel_transposes
 from graphc.passes.lower import CutOf, lower
@@ -70,6 +71,21 @@ class Trace:
             self.programs.append((name, program))
 
 
+@dataclass(frozen=True)
+class Forms:
+    """Which forms of kernels a back end wants.
+
+    winograd  whether it has kernels of Winograd's minimal filtering
+    chunk     elements of one chunk of a split reduction
+    """
+
+    winograd: bool = True
+    chunk: int = CHUNK
+
+
+FORMS = Forms()
+
+
 def optimize(
     program: Program,
     passes: Sequence[tuple[str, GraphPass]] | None = None,
@@ -101,21 +117,21 @@ def build_plan(
     cut_of: CutOf | None = None,
     keep: bool = True,
     fast_math: bool = False,
-    winograd: bool = True,
+    forms: Forms = FORMS,
 ) -> tuple[Plan, Program]:
     """Fuse, lower and plan an optimized program; also the program as it was lowered.
 
     keep  whether values may stay between runs, which takes memory that a budget must have room for
-    winograd  whether the back end has kernels of Winograd's minimal filtering
+    forms  of kernels that the back end wants
     Raises MemoryBudgetError where the arena is larger than the budget at the budget's sizes.
     """
     trace = trace or Trace()
     facts = Facts()
     started = time.perf_counter()
-    fusion = fuse(program)
+    fusion = fuse(program, forms.chunk)
     trace.note("fuse", started)
     started = time.perf_counter()
-    steps = lower(fusion, cut_of, fast_math=fast_math, keep=keep, winograd=winograd)
+    steps = lower(fusion, cut_of, fast_math=fast_math, keep=keep, winograd=forms.winograd)
     trace.note("lower", started)
     started = time.perf_counter()
     ordered = schedule(fusion, steps, facts)
@@ -124,11 +140,11 @@ def build_plan(
     kept = find_kept(fusion, ordered) if keep else None
     plan = plan_memory(fusion, ordered, blocks_of, facts, kept)
     if budget is not None and plan.kept and plan.peak_bytes(budget.sizes) > budget.bytes:
-        steps = lower(fusion, cut_of, fast_math=fast_math, keep=False, winograd=winograd)
+        steps = lower(fusion, cut_of, fast_math=fast_math, keep=False, winograd=forms.winograd)
         plan = plan_memory(fusion, schedule(fusion, steps, facts), blocks_of, facts)
     if budget is not None and plan.arena_bytes(budget.sizes) > budget.bytes:
         facts = Facts(Estimate(budget.sizes))
-        steps = lower(fusion, cut_of, packs=False, fast_math=fast_math, winograd=winograd)
+        steps = lower(fusion, cut_of, packs=False, fast_math=fast_math, winograd=forms.winograd)
         plan = meet_budget(fusion, schedule(fusion, steps, facts), blocks_of, facts, budget)
     trace.note("plan_memory", started)
     _Dump().plan(plan)

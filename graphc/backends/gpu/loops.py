@@ -46,7 +46,7 @@ def loop_blocks(kernel: LoopKernel) -> DimLike:
 
 def _run(kernel: LoopKernel, numbering: Numbering) -> int:
     """How many points along the vector axis a thread takes."""
-    if len(kernel.stages) > 1 or kernel.stages[0].red or kernel.checks or kernel.ragged:
+    if len(kernel.stages) != 1 or kernel.stages[0].red or kernel.checks or kernel.ragged:
         return 1
     alone = len(kernel.par) == 1
     if not alone and factor(kernel.axes[kernel.vec]) % RUN:

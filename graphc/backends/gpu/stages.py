@@ -27,6 +27,12 @@ from graphc.kernel import VIRTUAL_LANES, LoopKernel, Stage, Store
 
 GROUPS = VIRTUAL_LANES // WARP
 
+UNROLLED = 4
+"""Elements of a reduction that are read at once: memory answers late."""
+
+_LIGHT = 12
+"""A stage below this weight is read so."""
+
 Group = list[State]
 
 
@@ -106,8 +112,13 @@ class _StageLoop:
         self.first = first
         self.lane = parent.lane
         own = range(first, first + len(stage.accs))
-        self.scans = any(n in parent.numbering.lane_accs for n in own)
+        self.in_turn = any(_in_turn(store, stage.red[-1]) for store in stage.stores)
+        self.scans = any(n in parent.numbering.lane_accs for n in own) or (
+            bool(stage.accs) and self.lane is not None and self.in_turn
+        )
         self.groups = GROUPS if self.lane and stage.accs and not self.scans else 1
+        light = parent.numbering.weight(number) <= _LIGHT and not parent.kernel.checks
+        self.unrolled = UNROLLED if stage.accs and not stage.stores and light else 1
 
     def emit(self) -> None:
         # The loop's stores change what its next iteration must read again.
@@ -142,7 +153,12 @@ class _StageLoop:
         last = depth == len(self.stage.red) - 1
         if last and self.lane is not None:
             return self._row(axis, groups)
-        loop = self.f.open_loop(0, self.parent.extent(axis), 1, self._pack(groups))
+        start, stop = "0", self.parent.extent(axis)
+        if last and self.unrolled > 1:
+            start, groups = self._unrolled(axis, start, stop, groups)
+            if start == stop:
+                return groups
+        loop = self.f.open_loop(start, stop, 1, self._pack(groups))
         groups = self._unpack(loop.carried)
         self.values.enter({axis: loop.index}, [self.number])
         guard = None
@@ -154,6 +170,32 @@ class _StageLoop:
             groups = self._guarded(guard, groups, lambda g: self._assuming(guard, depth, g))
         self.values.leave()
         return self._unpack(self.f.close_loop(loop, self._flat(groups)))
+
+    def _unrolled(
+        self, axis: int, start: str, stop: str, groups: list[Group]
+    ) -> tuple[str, list[Group]]:
+        """Several iterations a step, all read before the first is added; and where they end."""
+        f, step = self.f, self.unrolled
+        full = f.mul(f.udiv(stop, step), step)
+        if full == start:
+            return start, groups
+        loop = f.open_loop(start, full, step, self._pack(groups))
+        groups = self._unpack(loop.carried)
+        group = self._several(axis, [f.add(loop.index, i) for i in range(step)], groups[0])
+        f.close_loop(loop, self._flat([group]))
+        return full, groups
+
+    def _several(self, axis: int, indices: Sequence[str], group: Group) -> Group:
+        """Update a group with elements in order, after all have been evaluated."""
+        elements = []
+        for index in indices:
+            self.values.enter({axis: index}, [self.number])
+            elements.append([self._element(i) for i in range(len(self.stage.accs))])
+            self.values.leave()
+        for element in elements:
+            rows = zip(self.stage.accs, group, element, strict=True)
+            group = [combine(self.f, acc, old, new) for acc, old, new in rows]
+        return group
 
     def _assuming(self, guard: str, depth: int, groups: list[Group]) -> list[Group]:
         self.values.assume(guard, self.number)
@@ -196,7 +238,7 @@ class _StageLoop:
         stop = self.parent.extent(axis)
         if self.scans:
             return self._scan(axis, stop, groups)
-        if any(_in_turn(store, axis) for store in self.stage.stores):
+        if self.in_turn:
             self._row_in_turn(axis, stop)
             return groups
         return self._row_at_once(axis, stop, groups)
@@ -204,10 +246,12 @@ class _StageLoop:
     def _row_at_once(self, axis: int, stop: str, groups: list[Group]) -> list[Group]:
         """Whole steps of one element for each virtual lane, then what is left."""
         f, lane = self.f, self._lane()
-        step = WARP * self.groups
+        start, step = "0", WARP * self.groups
+        if self.unrolled > 1:
+            start, groups = self._row_unrolled(axis, stop, groups)
         full = f.mul(f.udiv(stop, step), step)
-        if full != "0":
-            loop = f.open_loop(0, full, step, self._pack(groups))
+        if full != start:
+            loop = f.open_loop(start, full, step, self._pack(groups))
             groups = self._unpack(loop.carried)
             first = f.add(loop.index, lane)
             groups = [self._at(axis, f.add(first, WARP * i), g) for i, g in enumerate(groups)]
@@ -221,6 +265,24 @@ class _StageLoop:
             groups = self._guarded(inside, groups, self._replacing(axis, index, i))
         self._settle()
         return groups
+
+    def _row_unrolled(self, axis: int, stop: str, groups: list[Group]) -> tuple[str, list[Group]]:
+        """Several elements for each virtual lane a step; and where such steps end."""
+        f = self.f
+        near = WARP * self.groups
+        step = near * self.unrolled
+        full = f.mul(f.udiv(stop, step), step)
+        if full == "0":
+            return full, groups
+        loop = f.open_loop(0, full, step, self._pack(groups))
+        groups = self._unpack(loop.carried)
+        first = f.add(loop.index, self._lane())
+        after = []
+        for i, group in enumerate(groups):
+            indices = [f.add(first, WARP * i + near * j) for j in range(self.unrolled)]
+            after.append(self._several(axis, indices, group))
+        f.close_loop(loop, self._flat(after))
+        return full, groups
 
     def _replacing(self, axis: int, index: str, i: int) -> Callable[[list[Group]], list[Group]]:
         """A step that updates one of the groups."""
@@ -279,14 +341,17 @@ class _StageLoop:
     def _updated(self, group: Group) -> Group:
         following: Group = []
         for i, acc in enumerate(self.stage.accs):
-            new: State = (self.values.value(acc.expr, 0),)
-            if is_arg(acc):
-                new = (*new, self._position())
-            total = combine(self.f, acc, group[i], new)
+            total = combine(self.f, acc, group[i], self._element(i))
             following.append(total)
             if self.stage.stores:
                 self.values.accs[self.first + i, 0] = final(self.f, acc, total)
         return following
+
+    def _element(self, i: int) -> State:
+        """What an accumulator takes of the current element."""
+        acc = self.stage.accs[i]
+        value = self.values.value(acc.expr, 0)
+        return (value, self._position()) if is_arg(acc) else (value,)
 
     def _position(self) -> str:
         """Row-major position over the stage's axes."""
