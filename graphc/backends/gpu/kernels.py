@@ -5,10 +5,10 @@ Imports: kernel_text, loops, contraction, codegen, kernel.
 
 from __future__ import annotations
 
+from graphc.backends.gpu.contraction import emit_gpu_contraction, gpu_contraction_blocks
 from graphc.backends.gpu.kernel_text import GpuKernel
 from graphc.backends.gpu.loops import emit_gpu_loop, loop_blocks, loop_threads
 from graphc.dims import DimLike
-from graphc.errors import CompileError
 from graphc.kernel import Contraction, Kernel, sizes_of
 
 
@@ -18,7 +18,7 @@ def emit_gpu_kernel(kernel: Kernel, name: str, precision: str = "f32") -> GpuKer
     precision  'f32', or 'tf32' or 'bf16' for what contractions may round their operands to
     """
     if isinstance(kernel, Contraction):
-        raise CompileError("contractions have no GPU kernels yet")
+        return emit_gpu_contraction(kernel, name, precision)
     f = emit_gpu_loop(kernel, name)
     buffers = len(kernel.bufs) + (1 if kernel.checks else 0)
     text = "\n".join([*f.declarations.values(), "", str(f)])
@@ -28,5 +28,5 @@ def emit_gpu_kernel(kernel: Kernel, name: str, precision: str = "f32") -> GpuKer
 def gpu_blocks(kernel: Kernel) -> DimLike:
     """How many CTAs a kernel has: a formula in sizes."""
     if isinstance(kernel, Contraction):
-        raise CompileError("contractions have no GPU kernels yet")
+        return gpu_contraction_blocks(kernel)
     return loop_blocks(kernel)
