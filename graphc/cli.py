@@ -1,4 +1,4 @@
-"""The command line: `graphc demo`, `graphc cache`, `graphc debug`.
+"""The command line: `graphc demo`, `graphc cache`, `graphc debug`, `graphc doctor`.
 
 Imports: what a command needs, when it is given.
 """
@@ -42,7 +42,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     _add_cache(commands)
     _add_debug(commands)
+    _add_doctor(commands)
     return parser
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor", help="say what graphc needs on this machine, and how to get what is missing"
+    )
+    doctor.add_argument("--gpu", action="store_true", help="fail if no GPU can be used")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=_doctor)
 
 
 def _add_debug(commands: Any) -> None:
@@ -126,6 +136,14 @@ def _debug(arguments: argparse.Namespace) -> int:
     for name, report in reports.items():
         print(f"== {name} ==\n{report}")
     return 0 if all(report.ok for report in reports.values()) else 1
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from graphc.doctor import examine
+
+    found = examine()
+    print(json.dumps(found.as_dict(), indent=1) if arguments.json else found)
+    return 0 if (found.gpu_works if arguments.gpu else found.cpu_works) else 1
 
 
 # ---- cache -------------------------------------------------------------------------------------

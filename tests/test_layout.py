@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "graphc"
 
 LAYERS = """
-cli debug_command demo demo_figures __main__
+cli debug_command doctor demo demo_figures __main__
 graphc
 nn train export frontends onnx compat
 call compilations compiler default_session execution nan_guard variable_store read_write_lock feeds
@@ -25,7 +25,7 @@ node builder graph late_nodes program rewrite text parse parse_values verify
     kernel kernel_work nest plan plan_file plan_text contraction_maps winograd
 types tensor_file trace native_self foreign
 dims arena budget constraints location
-errors flags forks threads version statistics files cache fingerprint
+errors flags forks threads version statistics files findings cache fingerprint
 """
 """What stands below `graphc.`, highest layer first; an indented line continues the one before.
 
