@@ -27,7 +27,11 @@ from graphc.backends.codegen.contract_microkernel import (
     masked_load,
 )
 from graphc.backends.codegen.contract_parts import ceildiv, even_part
-from graphc.backends.codegen.contract_winograd_tiling import VECTORS, winograd_tiling
+from graphc.backends.codegen.contract_winograd_tiling import (
+    FEWEST_TILES,
+    VECTORS,
+    winograd_tiling,
+)
 from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANES, FunctionText, scalar_type
 from graphc.backends.codegen.winograd_transforms import (
@@ -124,8 +128,8 @@ class WinogradEmitter:
             f.smax(ceildiv(self.f, n, tile), 1) for n in (self.height, self.width)
         )
         tiles = f.mul(images, f.mul(self.down, self.across))
-        by_tiles = f.smax(ceildiv(self.f, tiles, f.dim(t.block_tiles)), 1)
         by_filters = f.smax(ceildiv(self.f, self.filter_count, f.dim(t.block_filters)), 1)
+        by_tiles = self._blocks_of_tiles(tiles, by_filters)
         blocks = f.open_loop("%b0", "%b1", 1)
         row, column = f.udiv(blocks.index, by_filters), f.urem(blocks.index, by_filters)
         self.tile0, end = even_part(f, tiles, t.tile_rows, row, by_tiles)
@@ -136,6 +140,15 @@ class WinogradEmitter:
         self._sum()
         self._finish()
         f.close_loop(blocks)
+
+    def _blocks_of_tiles(self, tiles: str, by_filters: str) -> str:
+        """How many there are: see `winograd_blocks`."""
+        f, most = self.f, self.f.dim(self.t.block_tiles)
+        fewest = f.smax(ceildiv(f, tiles, most), 1)
+        pairs = ceildiv(f, tiles, f.mul(2, most))
+        even = f.smin(f.mul(2, pairs), ceildiv(f, tiles, FEWEST_TILES))
+        odd = f.value(f"icmp ne i64 {f.urem(by_filters, 2)}, 0")
+        return f.value(f"select i1 {odd}, i64 {f.smax(fewest, even)}, i64 {fewest}")
 
     def _clear_missing_tiles(self) -> None:
         """Zero what the last register tile reads beyond the block: see

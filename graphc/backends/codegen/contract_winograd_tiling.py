@@ -21,6 +21,9 @@ FILTERS = 64
 CHANNELS = {2: 64, 4: 64}
 """Most tiles, filters and channels that a block, and a slice of it, has: V and M then fill L2."""
 
+FEWEST_TILES = 24
+"""Tiles of a block for which the filters are worth reading, or transforming, once more."""
+
 
 @dataclass(frozen=True)
 class WinogradTiling:
@@ -81,9 +84,18 @@ def winograd_cut(c: Contraction, target: Target) -> Cut:
 
 
 def winograd_blocks(c: Contraction, target: Target) -> DimLike:
-    """How many independent blocks there are."""
+    """How many independent blocks there are.
+
+    An odd number of blocks of filters is made up for by an even one of blocks of tiles: else one of
+    two cores waits for the other in the end.
+    """
     t = winograd_tiling(c, target)
     images, height, width = c.m
     across = [dims.ceildiv(n, c.winograd) for n in (height, width)]
     tiles = dims.product((images, *across))
-    return dims.mul(dims.ceildiv(tiles, t.block_tiles), dims.ceildiv(c.n[0], t.block_filters))
+    by_tiles, by_filters = dims.ceildiv(tiles, t.block_tiles), dims.ceildiv(c.n[0], t.block_filters)
+    pairs = dims.ceildiv(tiles, dims.mul(2, t.block_tiles))
+    even = dims.minimum(dims.mul(2, pairs), dims.ceildiv(tiles, FEWEST_TILES))
+    more = dims.add(dims.maximum(by_tiles, even), dims.mul(-1, by_tiles))
+    odd = dims.add(by_filters, dims.mul(-2, dims.floordiv(by_filters, 2)))
+    return dims.mul(dims.add(by_tiles, dims.mul(odd, more)), by_filters)
