@@ -2,7 +2,8 @@
 
 Integer products, which no packed kernel computes, become loop kernels of the same maps; the tests
 use that form as the oracle of the packed one.
-Imports: operands, contraction_axes, lower_channels, phases, fuse, kernel, contraction_maps.
+Imports: operands, contraction_axes, phases, fuse, kernel, contraction_maps, lower_channels and the
+other forms of contractions.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from graphc.node import Node, Tensor
 from graphc.passes.contraction_axes import fewest_axes
 from graphc.passes.groups import Fusion, Group
 from graphc.passes.lower_channels import along_channels, loops
-from graphc.passes.lower_chunks import in_chunks
+from graphc.passes.lower_chunks import Chunked, in_chunks
+from graphc.passes.lower_parts import Parts, in_parts
 from graphc.passes.lower_turned import Source, turned
 from graphc.passes.lower_winograd import winograd_form
 from graphc.passes.operands import (
@@ -116,22 +118,13 @@ class _Contraction:
         self.sums_nothing = out_of_reach(maps, group.head.types[0].dtype)
 
     def steps(self) -> list[LoweredStep]:
-        """A step, or two of a long sum along channels."""
+        """A step, or two of a long sum."""
         step = self.step()
-        chunked = None if self.channels is None else in_chunks(self.channels)
-        if chunked is None:
-            return [step]
-        parts = Partial(f"{step.label} per chunk", step.args[0].dtype, chunked.shape)
-        first = (*step.args[:2], parts)
-        return [
-            LoweredStep(chunked.first, first, (2,), f"{step.label} by chunks", step.locs),
-            replace(
-                step,
-                kernel=chunked.last,
-                args=(*step.args, parts),
-                label=f"{step.label} combined",
-            ),
-        ]
+        if self.channels is not None:
+            chunked = in_chunks(self.channels)
+            return [step] if chunked is None else _in_two(step, chunked, "chunk")
+        parts = in_parts(step.kernel) if isinstance(step.kernel, Contraction) else None
+        return [step] if parts is None else _in_two(step, parts, "part")
 
     def step(self) -> LoweredStep:
         a = self._operand(0, self.maps.a)
@@ -243,6 +236,16 @@ class _Contraction:
             return False
         k = len(m.batch) + len(m.m) + len(m.n)
         return all(_is_contiguous(access, k) for access in (a, b))
+
+
+def _in_two(step: LoweredStep, split: Chunked | Parts, unit: str) -> list[LoweredStep]:
+    """The step that sums over chunks or parts, and the one that sums what those give."""
+    between = Partial(f"{step.label} per {unit}", step.args[0].dtype, split.shape)
+    first = (*step.args[:2], between)
+    last = replace(
+        step, kernel=split.last, args=(*step.args, between), label=f"{step.label} combined"
+    )
+    return [LoweredStep(split.first, first, (2,), f"{step.label} by {unit}s", step.locs), last]
 
 
 def out_of_reach(maps: ContractionMaps, dtype: DType) -> bool:

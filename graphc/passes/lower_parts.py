@@ -1,0 +1,122 @@
+"""Long sums of few elements, in two steps: over parts of what is summed, then of what those give.
+
+    before:  dw[t, i, o] = sum over n, h < 32, w of x[n, h + t, w, i] * dy[n, h, w, o]
+    after:   p[q, t, i, o] = sum over n, h < 8, w of x[n, 8q + h + t, w, i] * dy[n, 8q + h, w, o]
+             dw[t, i, o] = p[0, t, i, o] + p[1, t, i, o] + p[2, t, i, o] + p[3, t, i, o]
+
+So few elements make one block or three for cores to share, and each block packs dy again.  A part
+makes all elements from its share of an axis.  How many parts there are follows from the sizes that
+are known when the graph is compiled, never from threads.
+Imports: contraction_axes, kernel, nest, dims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from graphc import dims
+from graphc.dims import DimLike
+from graphc.kernel import (
+    Access,
+    Accumulator,
+    Contraction,
+    Expr,
+    LoopKernel,
+    Stage,
+    Store,
+    Term,
+)
+from graphc.nest import contiguous
+from graphc.passes.contraction_axes import fewest_axes
+
+FEW = 8192
+"""Elements that are few: more of them make blocks enough."""
+
+NARROW = 64
+"""Columns that are few: all of them lie in one block."""
+
+LONG = 256
+"""Terms of a part, of each image where their number is not known, worth a step more."""
+
+PARTS = 4
+"""Fewest parts: as many cores share them evenly."""
+
+MOST_PARTS = 16
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Both kernels, and the shape of what is between them.
+
+    first    writes the sums of all parts to its buffer 2, the last one
+    last     has the contraction's buffers, and after them the sums of all parts
+    """
+
+    first: Contraction
+    last: LoopKernel
+    shape: tuple[DimLike, ...]
+
+
+def in_parts(c: Contraction) -> Parts | None:
+    """The two steps of a contraction of long sums of few elements."""
+    batch, m, n = (dims.product(group) for group in (c.batch, c.m, c.n))
+    if c.winograd or not (isinstance(batch, int) and isinstance(m, int) and isinstance(n, int)):
+        return None
+    if not 0 < batch * m * n <= FEW or min(m, n) > NARROW or min(m, n) == 1:
+        return None
+    if dims.factor(dims.product(c.k)) < PARTS * LONG:
+        return None
+    inner = len(c.axes) - len(c.k)
+    for axis in range(inner, len(c.axes)):
+        count = _parts(c.axes[axis])
+        if count and dims.factor(dims.product(c.k)) >= count * LONG:
+            return Parts(_first(c, axis, count), _last(c, count), (count, *c.axes[:inner]))
+    return None
+
+
+def _parts(extent: DimLike) -> int:
+    """Into how many parts an axis is cut, 0 if it is not."""
+    whole = dims.factor(extent)
+    return next((n for n in range(PARTS, MOST_PARTS + 1) if whole % n == 0), 0)
+
+
+def _first(c: Contraction, axis: int, count: int) -> Contraction:
+    """The contraction with one batch axis more, of parts, which are no longer summed over."""
+    share = dims.exact_div(c.axes[axis], count)
+
+    def moved(access: Access) -> Access:
+        terms = []
+        for t in access.terms:
+            pairs: list[tuple[int, DimLike]] = []
+            for a, x in t.axes:
+                pairs.append((a + 1, x))
+                if a == axis:
+                    pairs.append((0, dims.mul(x, share)))
+            terms.append(replace(t, axes=tuple(pairs)))
+        return replace(access, terms=tuple(terms))
+
+    inner = len(c.axes) - len(c.k)
+    k = tuple(share if a == axis else c.axes[a] for a in range(inner, len(c.axes)))
+    shape = (count, *c.axes[:inner])
+    places = tuple(Term(((a, 1),), s) for a, s in enumerate(contiguous(shape)))
+    store = Store(Access(2, places), Expr("acc", (), 0, c.dtype))
+    bufs = (*c.bufs[:2], c.dtype)
+    batch = (count, *c.batch)
+    made = Contraction(batch, c.m, c.n, k, moved(c.a), moved(c.b), bufs, (store,), c.dtype)
+    return fewest_axes(made)
+
+
+def _last(c: Contraction, count: int) -> LoopKernel:
+    """The sums of all parts, in order, and the epilogue."""
+    inner = len(c.axes) - len(c.k)
+    strides = contiguous((count, *c.axes[:inner]))
+    terms = tuple(Term(((a, 1),), s) for a, s in enumerate(strides[1:]))
+    access = Access(len(c.bufs), (Term(((inner, 1),), strides[0]), *terms))
+    load = Expr("load", (), (access, 0), c.dtype)
+    stages = (
+        Stage((inner,), (Accumulator("sum", load, c.dtype),)),
+        Stage((), (), c.stores),
+    )
+    bufs = (*c.bufs, c.dtype)
+    axes = (*c.axes[:inner], count)
+    return LoopKernel(axes, tuple(range(inner)), inner - 1, bufs, stages)
