@@ -5,7 +5,7 @@ Imports: dims.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from graphc.dims import DimLike
 
@@ -130,3 +130,16 @@ def _parts(tiles: int, most: int) -> list[int]:
     """Numbers of blocks worth a look that rows of tiles, `most` in a block, can be divided into."""
     fewest = -(-tiles // most)
     return sorted({min(max(n, fewest), tiles) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)})
+
+
+def even_sizes(units: int) -> Iterator[int]:
+    """How many units are in a part where 1, 2, 3, ... parts are as even as can be; each size once.
+
+    Sizes fall to 1; there are about twice the square root of `units`.
+    """
+    size = units
+    while size > 1:
+        yield size
+        parts = -(-units // (size - 1))  # the fewest that are smaller
+        size = -(-units // parts)
+    yield 1

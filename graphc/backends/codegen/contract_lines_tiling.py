@@ -6,7 +6,7 @@ The last row axes lie side by side in A at every step of k, so that the rows of 
 consecutive elements, and nothing of A need be packed.  The other row axes are taps: at a tap the
 guards of A leave, of each line along the last axis of k, one run of steps.  Filter gradients and
 products with a transposed first operand have this form; it is recognised by its accesses.
-Imports: targets, contract_access, contract_tiling, kernel, dims.
+Imports: targets, contract_access, contract_blocks, contract_tiling, kernel, dims.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graphc.backends.codegen.contract_access import Group, fused_axes, guarded, linear
+from graphc.backends.codegen.contract_blocks import even_sizes
 from graphc.backends.codegen.contract_tiling import (
     assumed,
     assumed_size,
@@ -322,13 +323,6 @@ def _block(
 
 def _heights(taps: int, tiles: int, room: int) -> list[tuple[int, int]]:
     """(taps, tiles of rows) that a block may have: several whole taps, or a part of one."""
-    found = []
-    for parts in range(1, taps + 1):
-        t = -(-taps // parts)
-        if t * tiles <= room and (t, tiles) not in found:
-            found.append((t, tiles))
-    for parts in range(2, tiles + 1):
-        r = -(-tiles // parts)
-        if r <= room and (1, r) not in found:
-            found.append((1, r))
+    found = [(t, tiles) for t in even_sizes(taps) if t * tiles <= room]
+    found += [(1, r) for r in even_sizes(tiles) if r <= room and r < tiles]
     return found or [(1, 1)]
