@@ -58,8 +58,10 @@ class ReadWriteLock:
 
     Native entries look at two words in its place: `unwritten` holds `version` while no writer has
     the lock and nobody waits, else 0; `free` holds it while no reader has the lock either.  What
-    holds the GIL from its look to the end of its run needs no more than that.  A writer may raise
-    `version`, and so turn away entries that have seen another.
+    holds the GIL from its look to the end of its run needs no more than that.  What lets go of it
+    has the lock for as long as `native` says so: the number of such readers, or -1 for a writer.
+    It calls `settle` at its end if somebody waits.  A writer may raise `version`, and so turn away
+    entries that have seen another.
     """
 
     def __init__(self) -> None:
@@ -71,6 +73,7 @@ class ReadWriteLock:
         self.version = 1
         self.unwritten = ctypes.c_int64(self.version)
         self.free = ctypes.c_int64(self.version)
+        self.native = ctypes.c_int64(0)
         _every.add(self)
 
     def turn(self) -> Turn:
@@ -84,7 +87,8 @@ class ReadWriteLock:
         """
         with self._mutex:
             active = self._active
-            if not self._waiting and not (active and active[0].writes):  # the usual case
+            writer = self.native.value < 0 or (active and active[0].writes)
+            if not (self._waiting or writer):  # the usual case
                 self.free.value = 0
                 active.append(turn)
                 return
@@ -98,7 +102,7 @@ class ReadWriteLock:
         """
         turn.writes = True
         with self._mutex:
-            if not (self._active or self._waiting):
+            if not (self._active or self._waiting or self.native.value):
                 self.free.value = self.unwritten.value = 0
                 self._active.append(turn)
                 return
@@ -130,11 +134,17 @@ class ReadWriteLock:
                 bell = turn.bell = threading.Lock()
                 bell.acquire()
                 self._publish()
+                missed = self._may_begin(turn)  # a native run may have ended before that
+            if missed:
+                continue
             if deadline is not None and time.monotonic() > deadline:
                 return False
             bell.acquire(timeout=LOOK_AGAIN if deadline is None else _until(deadline))
 
     def _may_begin(self, turn: Turn) -> bool:
+        native = self.native.value
+        if native < 0 or (native and turn.writes):
+            return False
         if self._active and (turn.writes or self._active[0].writes):
             return False
         if not self._waiting or self._waiting[0] is turn:
@@ -157,10 +167,11 @@ class ReadWriteLock:
 
     def _ring(self) -> None:
         """Wake the first that waits, and with a reader the readers right behind it."""
-        if self._active and self._active[0].writes:
+        native = self.native.value
+        if native < 0 or (self._active and self._active[0].writes):
             return
         for i, turn in enumerate(self._waiting):
-            if turn.writes and (i or self._active):
+            if turn.writes and (i or self._active or native):
                 break
             if turn.bell is not None:
                 bell, turn.bell = turn.bell, None
@@ -185,9 +196,11 @@ class ReadWriteLock:
 
     def in_child(self, turn: Turn) -> None:
         """Forget the threads of the parent."""
-        if any(t.writes and t.thread != turn.thread and not t.over for t in self._active):
+        writers = any(t.writes and t.thread != turn.thread and not t.over for t in self._active)
+        if writers or self.native.value < 0:
             self.torn = True
             self.version += 1
+        self.native.value = 0
         turn.over = True
         self._mutex = threading.Lock()
         self._active = [t for t in self._active if t.thread == turn.thread]

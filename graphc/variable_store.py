@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -136,23 +136,25 @@ class VariableStore:
         self._lock.version += 1
         self._values.update(fresh)
 
-    def snapshot(
-        self, ids: Sequence[int], writes: bool
-    ) -> tuple[int, int, Any, list[Array]] | None:
+    def snapshot(self, ids: Sequence[int], writes: bool) -> tuple[Word, int, list[Array]] | None:
         """What a native entry that uses these variables needs; None while it cannot be told.
 
-        The address of a word, what it holds while the variables' arrays are the ones returned and
-        may be read, or with `writes` be written, the word's owner, the arrays.  Without variables
-        the word says whether the session is open.
+        A word, what it holds while the variables' arrays are the ones returned and may be read, or
+        with `writes` be written, as far as `turns` leaves them; the arrays.  Without variables the
+        word says whether the session is open.
         """
         if not ids:
-            return ctypes.addressof(self._open), 1, self._open, []
+            return self._open, 1, []
         word = self._lock.free if writes else self._lock.unwritten
         version = word.value
         arrays = [self._values[i] for i in ids if i in self._values]
         if not version or len(arrays) < len(ids) or word.value != version:
             return None
-        return ctypes.addressof(word), version, word, arrays
+        return word, version, arrays
+
+    def turns(self) -> tuple[Word, Callable[[], None]]:
+        """By what native entries that let go of the GIL take turns, and how they wake who waits."""
+        return self._lock.native, self._lock.settle
 
     def _first_storage(self, compiled: Compiled, variable: Tensor) -> Array:
         """Memory for a variable that has no value; an error if the run reads it."""

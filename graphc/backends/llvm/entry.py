@@ -41,9 +41,11 @@ CASE_BYTES = 1 << 20
 """A case keeps the plan's scratch memory for itself, so there are none above this many bytes."""
 
 LONG_WORK = 16384
-"""Element operations, some tens of microseconds, from which a run lets other threads go on."""
+"""Element operations, some tens of microseconds, from which a run lets other threads go on.
 
-MOST_WORK = 1 << 22
+It lets go of the GIL, so it has to take its turn at variables: see `entry_turn_text`."""
+
+MOST_WORK = 1 << 23
 """Element operations, some milliseconds, from which the cost of a call no longer shows.
 
 What a native entry runs does not look for signals, so it must be over soon.
@@ -60,11 +62,15 @@ class Store(Protocol):
 
     def snapshot(
         self, ids: Sequence[int], writes: bool
-    ) -> tuple[int, int, Any, list[Array]] | None:
-        """The gate of these variables (address of a word, what it must hold, owner), their arrays.
+    ) -> tuple[ctypes.c_int64, int, list[Array]] | None:
+        """The gate of these variables (a word, and what it must hold) and their arrays.
 
         None while others use them.
         """
+        ...
+
+    def turns(self) -> tuple[ctypes.c_int64, Callable[[], None]]:
+        """What runs without the GIL take turns by, and what tells those who wait."""
         ...
 
     def kept(self, executable: Any) -> Held | None:
@@ -210,20 +216,22 @@ class NativeEntry(Table):
         layout = executable.layout(sizes)
         long = layout.work + STEP_WORK * len(plan.steps) >= LONG_WORK
         helpers = helpers if layout.parallel else 0
-        if not _worthwhile(executable, layout) or (long and ids):
-            return False  # a long run lets go of the GIL, which alone keeps writers away
+        if not _worthwhile(executable, layout):
+            return False
         found = store.snapshot(ids, bool(written))
         held = store.kept(executable) if plan.kept else None
         if found is None or (plan.kept and held is None):
             return True
-        address, wanted, owner, state = found
+        gate, wanted, state = found
         old = next((c for c in self._cases if c.shapes == shapes), None)
         total = held.total if held is not None else 0
         if old is None or (old.wanted, old.helpers, old.total) != (wanted, helpers, total):
-            header = [0, address, wanted]
+            header = [0, ctypes.addressof(gate), wanted]
             arrays = [*state, *(held.arrays if held is not None else ())]
             case = _Case(executable, layout, shapes, self._order, header, arrays, long, helpers)
-            case.owner = owner
+            case.gate = gate
+            if ids:
+                case.take_turns(*store.turns(), bool(written))
             if held is not None:
                 case.keep(held)
             if written:
@@ -251,7 +259,7 @@ class _Case:
 
     number = 0
     total = 0  # of the words of what it keeps
-    owner: Any = None  # of the gate's word
+    gate: ctypes.c_int64 | None = None
 
     def __init__(
         self,
@@ -289,6 +297,11 @@ class _Case:
         self.total = held.total
         self.words[9:12] = address_of(addresses), len(addresses), held.total
         self._keeps = (held, addresses)
+
+    def take_turns(self, word: ctypes.c_int64, settle: Callable[[], None], writes: bool) -> None:
+        """Run by turns with others that use the same variables."""
+        self.words[13:16] = ctypes.addressof(word), int(writes), id(settle)
+        self._turns = (word, settle)
 
     def count(self, word: ctypes.c_int64) -> None:
         """Add 1 to this word in every run."""

@@ -1,9 +1,10 @@
 """The native functions behind every entry, made where objects are laid out as they read them.
 
-`entry_text` and `entry_methods_text` have their code.  Offsets are tried on real objects first; an
+The modules `entry_*text` have their code.  Offsets are tried on real objects first; an
 interpreter without a GIL or with other layouts gets no native functions, and what would be an entry
 stays Python.
-Imports: entry_text, entry_methods_text, driver, jit, target, tables, team, memory, native_self.
+Imports: entry_text, entry_turn_text, entry_methods_text, driver, jit, target, tables, team, memory,
+native_self.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from graphc.backends.llvm import entry_methods_text, team
 from graphc.backends.llvm import entry_text as at
 from graphc.backends.llvm.driver import CONTROL_BYTES, expand
+from graphc.backends.llvm.entry_turn_text import RUN_CASE
 from graphc.backends.llvm.jit import JIT, compile_threads
 from graphc.backends.llvm.memory import Array, address_of
 from graphc.backends.llvm.tables import DATA_OFFSET
@@ -109,7 +111,7 @@ class NativeFunction:
 def _module_text() -> str:
     """The module's text; `TABLE ptr case, i64 i` abbreviates the address of row i of a case."""
     lines = []
-    text = at.SERVE + entry_methods_text.METHODS + entry_methods_text.RUN
+    text = at.SERVE + RUN_CASE + entry_methods_text.METHODS + entry_methods_text.RUN
     if not has_symbol("PyObject_Vectorcall"):  # Python 3.10 has it in its headers only
         text = text.replace("@PyObject_Vectorcall", "@_PyFunction_Vectorcall")
     for line in text.splitlines():

@@ -18,6 +18,8 @@ The table of a case, which is one set of shapes:
     6 border of the first output   7 workers it wants   8 whether an output has a maker
     9 addresses of words that must add up to word 11   10 how many   11 their sum
     12 a word that counts the runs, or null
+    13 a word that runs without the GIL and variables take turns by, or null   14 whether it writes
+    some   15 what to call when its turn is over and somebody waits
     16 one row of 16 words per input, then per output:
         0 dimensions   1 bytes   2 border   3 kind of dtype   4 descriptor   5 sizes
         15 a callable that makes the array, or 0
@@ -29,7 +31,8 @@ The picks of a call say how results become what was asked for:
 `busy` needs no atomics: it is read and written with the GIL held.  A maker is Python code, so what
 was recognised before it ran is looked at again.  Whatever a case does not recognise, and every
 failure of the plan, is declined: the slow callable does it then, and also makes the errors.
-`entry_methods_text` has the functions that Python calls.  Imports: nothing.
+`entry_turn_text` has what runs a case, `entry_methods_text` the functions that Python calls.
+Imports: nothing.
 """
 
 from __future__ import annotations
@@ -156,6 +159,9 @@ entry:
   %open = icmp eq i64 %held, %wanted
   br i1 %open, label %keeping, label %no
 keeping:
+  %turn = call i1 @may_begin(ptr %case)
+  br i1 %turn, label %kept, label %no
+kept:
   %words = WORD ptr %case, i64 10
   %keeps = icmp ne i64 %words, 0
   br i1 %keeps, label %look_again, label %begin
@@ -332,40 +338,6 @@ bad:
   ret i1 false
 }}
 
-; 0, or not if a check failed
-define internal i64 @run_case(ptr %e, ptr %case) nounwind {{
-entry:
-  %run_at = getelementptr i64, ptr %e, i64 9
-  %run = load ptr, ptr %run_at, align 8
-  %process_at = getelementptr i64, ptr %e, i64 10
-  %process = load ptr, ptr %process_at, align 8
-  %control = load ptr, ptr %process, align 8
-  %plan_at = getelementptr i64, ptr %case, i64 3
-  %plan = load ptr, ptr %plan_at, align 8
-  %workers = WORD ptr %case, i64 7
-  %long = WORD ptr %case, i64 5
-  %others = icmp ne i64 %long, 0
-  %runs_at = getelementptr i64, ptr %case, i64 12
-  %runs = load ptr, ptr %runs_at, align 8
-  %uncounted = icmp eq ptr %runs, null
-  br i1 %uncounted, label %go, label %count
-count:
-  %before = load i64, ptr %runs, align 8
-  %now = add i64 %before, 1
-  store i64 %now, ptr %runs, align 8
-  br label %go
-go:
-  br i1 %others, label %let, label %hold
-let:
-  %thread = call ptr @PyEval_SaveThread()
-  %late = call i64 %run(ptr %control, ptr %plan, i64 %workers)
-  call void @PyEval_RestoreThread(ptr %thread)
-  ret i64 %late
-hold:
-  %soon = call i64 %run(ptr %control, ptr %plan, i64 %workers)
-  ret i64 %soon
-}}
-
 define internal ptr @none(ptr %e) nounwind {{
   %none_at = getelementptr i64, ptr %e, i64 14
   %none = load ptr, ptr %none_at, align 8
@@ -479,7 +451,14 @@ run:
   call void @name_inputs(ptr %e, ptr %case, ptr %args)
   %fault = call i64 @run_case(ptr %e, ptr %case)
   %bad = icmp ne i64 %fault, 0
-  br i1 %bad, label %give_back, label %finish
+  br i1 %bad, label %why, label %finish
+why:
+  %raised = icmp slt i64 %fault, 0
+  br i1 %raised, label %give_up, label %give_back
+give_up:
+  %count_lost = select i1 %fresh, i64 %m, i64 1
+  call void @drop(ptr %outputs, i64 %count_lost)
+  br label %failed
 finish:
   br i1 %fresh, label %wrap, label %same
 wrap:
