@@ -2,7 +2,7 @@
 
 A kernel whose threads never wait for each other becomes two loops, over CTAs and their threads,
 around its body.  The others become coroutines: see `emulator_threads`.
-Imports: emulator_context, emulator_shadow, emulator_text, emulator_warp, errors.
+Imports: emulator_context, emulator_rounding, emulator_shadow, emulator_text, emulator_warp, errors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from math import gcd
 
 from graphc.backends.gpu.emulator_context import PARAMETER, RUNTIME, fault_number, load_word
+from graphc.backends.gpu.emulator_rounding import bfloat_lines, tf32_lines
 from graphc.backends.gpu.emulator_shadow import GLOBAL_SHADOW_BYTES, SHADOW_BYTES
 from graphc.backends.gpu.emulator_text import (
     Access,
@@ -29,10 +30,6 @@ _CAST = re.compile(r"^(%[\w.$]+) = addrspacecast ptr (\S+) to ptr$")
 _METADATA = re.compile(r", ![\w.]+.*$")
 _INTRINSIC = re.compile(r"^(?:(%[\w.$]+) = )?.*?call .*?@llvm\.nvvm\.([\w.]+)\((.*)\)")
 _PHI_FROM = re.compile(r", %([-\w.$]+) \]")
-_BFLOAT = re.compile(
-    r"^(%[\w.$]+) = fptrunc (?:\w+ )*?((?:<\d+ x )?float>?) (\S.*) to (.*bfloat>?)$"
-)
-_BFLOAT_ARITHMETIC = re.compile(r" = (?:f(?:add|sub|mul|div|rem)|[su]itofp|fcmp|fptrunc) .*bfloat")
 
 INDICES = {
     "read.ptx.sreg.tid.x": "%emu.thread",
@@ -204,12 +201,10 @@ class HostText:
             line = "br label %emu.returned"
         elif seen.intersection(self.kernel.targets(line)):
             self._count_step(line)
-        elif found := _BFLOAT.match(_SPACE.sub("", line)):
-            self._to_bfloat(*found.groups())
-            return
-        elif _BFLOAT_ARITHMETIC.search(line):
-            raise CompileError(f"the emulator does not compute in bfloat: {line}")
-        self.emit(self.plain(line))
+        if "bfloat" in line:
+            self.emit(*bfloat_lines(self.plain(line), self.fresh()))
+        else:
+            self.emit(self.plain(line))
 
     def plain(self, line: str) -> str:
         """A line with all pointers in one address space."""
@@ -315,32 +310,10 @@ class HostText:
         if called in INDICES:
             read = INDICES[called].format(threads=self.threads)
             self.emit(f"{name} = add i32 {read}, 0")
-        else:
+        elif called == "f2tf32.rna":
+            self.emit(*tf32_lines(name, given[0][1], self.fresh()))
+        elif not called.startswith("membar."):  # memory is always up to date
             raise CompileError(f"the emulator does not know llvm.nvvm.{called}")
-
-    def _to_bfloat(self, name: str, source: str, value: str, target: str) -> None:
-        """Round to nearest even, which not every host can do itself; NaN is 0x7FFF, as on a GPU."""
-        lanes = re.match(r"<(\d+) x ", source)
-
-        def kind(scalar: str) -> str:
-            return f"<{lanes.group(1)} x {scalar}>" if lanes else scalar
-
-        def constant(scalar: str, number: int) -> str:
-            return f"splat ({scalar} {number})" if lanes else str(number)
-
-        wide, short = kind("i32"), kind("i16")
-        bits = self.value(f"bitcast {source} {value} to {wide}")
-        high = self.value(f"lshr {wide} {bits}, {constant('i32', 16)}")
-        odd = self.value(f"and {wide} {high}, {constant('i32', 1)}")
-        half = self.value(f"add {wide} {odd}, {constant('i32', 0x7FFF)}")
-        moved = self.value(f"add {wide} {bits}, {half}")
-        kept = self.value(f"lshr {wide} {moved}, {constant('i32', 16)}")
-        rounded = self.value(f"trunc {wide} {kept} to {short}")
-        nan = self.value(f"fcmp uno {source} {value}, {value}")
-        chosen = self.value(
-            f"select {kind('i1')} {nan}, {short} {constant('i16', 0x7FFF)}, {short} {rounded}"
-        )
-        self.emit(f"{name} = bitcast {short} {chosen} to {target}")
 
     # ---- the end
 
