@@ -136,6 +136,25 @@ class Lanes:
         biased = self.bit_op("add", shifted, self.bias)
         return self.from_bits(self.bit_op("shl", biased, self.mantissa))
 
+    def power(self, x: str, factor: float) -> Pair:
+        """n = round(x * factor) as a float, and 2^n, for 2^n normal."""
+        biased = self.fma(x, factor, self.shifter + self.bias)
+        n = self.sub(biased, self.shifter + self.bias)
+        return n, self.from_bits(self.bit_op("shl", self.to_bits(biased), self.mantissa))
+
+    def times_pow2(self, x: str, shifted: str) -> str:
+        """x * 2^n for a shifted integer n, x and the product normal: exact."""
+        raised = self.bit_op("shl", self.to_bits(shifted), self.mantissa)
+        return self.from_bits(self.bit_op("add", self.to_bits(x), raised))
+
+    def sign(self, x: str) -> str:
+        """The sign bit of x, the other bits of the integer zero."""
+        return self.bit_op("and", self.to_bits(x), -(1 << (self.bits - 1)))
+
+    def flip(self, x: str, sign: str) -> str:
+        """x with its sign changed where the bit `sign` is set."""
+        return self.from_bits(self.bit_op("xor", self.to_bits(x), sign))
+
     def scale(self, x: str, shifted: str) -> str:
         """x * 2^n, n a shifted integer in twice the exponent range: rounds once."""
         n = self.unshift(shifted)

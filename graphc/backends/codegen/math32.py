@@ -1,14 +1,19 @@
 """The float32 vector functions.
 
 The frequent ones are computed in float32; the others in float64 and rounded once.
-Imports: lanes, math_exp, math_inverse, math_power, math_special, math_trig, math64.
+What few numbers need is left to a function that is called where some lane does: bits are those of
+the usual path wherever that one is right.
+Imports: lanes, math_exp, math_inverse, math_power, math_special, math_trig, math64, shared_code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graphc.backends.codegen import math_exp, math_inverse, math_power, math_special, math_trig
-from graphc.backends.codegen.lanes import Function, Lanes
+from graphc.backends.codegen.lanes import Function, Lanes, Pair
 from graphc.backends.codegen.math64 import FUNCTIONS64
+from graphc.backends.codegen.shared_code import unless
 
 INF = float("inf")
 NAN = float("nan")
@@ -28,6 +33,12 @@ _EXP = (
     0.16666577756404877,
     0.5,
 )
+# (e^2r - 1 - 2 r) / (2 r^2), and (e^-r - 1 + r) / r^2
+_HALF_EXP = tuple(c * 2.0 ** (5 - i) for i, c in enumerate(_EXP))
+_EXP_NEGATIVE = tuple(c * (-1.0) ** i for i, c in enumerate(_EXP))
+_NORMAL_EXP = 87.0  # where |x| is no more, e^x is a normal number
+_EXACT_SUM = 16.25  # where |x| is no more, 1 + 2^n is exact for n = round(x / ln 2)
+
 # (log(1 + f) - f + f^2 / 2) / f^3 on sqrt(1/2) <= 1 + f < sqrt(2)
 _LOG = (
     0.06850035488605499,
@@ -57,7 +68,7 @@ _ERF_SMALL = (
     -3.76125336e-1,
     1.28379166e-1,
 )
-# log(1 - erf(x)) / x + 1 in x, 0.9277 <= x <= 4.2
+# log(1 - erf(x)) / x in x, 0.9277 <= x <= 4.2
 _ERF_LARGE = (
     -1.72853470e-5,
     3.83197126e-4,
@@ -65,38 +76,50 @@ _ERF_LARGE = (
     2.42546219e-2,
     -1.06777877e-1,
     -6.34846687e-1,
-    -1.28717512e-1,
+    -1.128717512,
 )
 
 
-def _exp_parts(v: Lanes, x: str) -> tuple[str, str]:
+def _exp_parts(v: Lanes, x: str) -> Pair:
     """e^x = 2^n value, n shifted; |x| < 2^15."""
     shifted = v.shifted(x, LOG2_E)
     n = v.unshift(shifted)
     r = v.fma(n, -LN2_LOW, v.fma(n, -LN2_HIGH, x))
-    return v.add(v.fma(v.poly(r, _EXP), v.mul(r, r), r), 1.0), shifted
+    return v.fma(v.fma(v.poly(r, _EXP), r, 1.0), r, 1.0), shifted
 
 
-def exp(v: Lanes, x: str) -> str:
-    bounded = v.clamp_above(v.clamp_below(x, -104.5), 89.0)
-    value, shifted = _exp_parts(v, bounded)
+def _exp_anywhere(v: Lanes, x: str) -> str:
+    value, shifted = _exp_parts(v, v.clamp_above(v.clamp_below(x, -104.5), 89.0))
     return v.scale(value, shifted)
 
 
-def _exp_normal(v: Lanes, x: str) -> str:
-    """e^x where neither x nor the result is extreme: |x| <= 87."""
+def exp(v: Lanes, x: str) -> str:
+    """2^n is added to the exponent unless results may be denormal, infinite or NaN."""
     value, shifted = _exp_parts(v, x)
-    return v.mul(value, v.pow2(v.to_bits(shifted)))
+    usual = v.times_pow2(value, shifted)
+    return unless(v, v.compare("ugt", v.abs(x), _NORMAL_EXP), usual, "exp", _exp_anywhere, x)
 
 
-def _split(v: Lanes, x: str) -> tuple[str, str]:
-    """x = 2^e m with m in [sqrt(1/2), sqrt(2)): (m, e as a float)."""
-    small = v.compare("olt", x, 2.0**-126)
-    bits = v.to_bits(v.select(small, v.mul(x, 2.0**23), x))
+def _tail(v: Lanes, r: str, coefficients: Sequence[float]) -> Pair:
+    """A polynomial of degree 4, in fewer steps one after the other than by Horner, and r^2."""
+    a, b, c, d, e = coefficients
+    square = v.mul(r, r)
+    high = v.fma(square, a, v.fma(r, b, c))
+    return v.fma(square, high, v.fma(r, d, e)), square
+
+
+def _split_normal(v: Lanes, bits: str) -> Pair:
+    """x = 2^e m with m in [sqrt(1/2), sqrt(2)), from the bits of x > 0: (m, e as a float)."""
     e = v.bit_op("ashr", v.bit_op("sub", bits, 0x3F3504F3), 23)
     m = v.from_bits(v.bit_op("sub", bits, v.bit_op("shl", e, 23)))
-    exponent = v.f.value(f"sitofp {v.int_type} {e} to {v.type}")
-    return m, v.select(small, v.sub(exponent, 23.0), exponent)
+    return m, v.f.value(f"sitofp {v.int_type} {e} to {v.type}")
+
+
+def _split(v: Lanes, x: str) -> Pair:
+    """The same for denormal numbers too."""
+    small = v.compare("olt", x, 2.0**-126)
+    m, e = _split_normal(v, v.to_bits(v.select(small, v.mul(x, 2.0**23), x)))
+    return m, v.select(small, v.sub(e, 23.0), e)
 
 
 def _log_tail(v: Lanes, f: str, start: str | float) -> str:
@@ -113,11 +136,23 @@ def _finish_log(v: Lanes, result: str, x: str, zero: float = 0.0) -> str:
     return v.select(v.compare("olt", x, zero), NAN, result)
 
 
-def log(v: Lanes, x: str) -> str:
-    m, e = _split(v, x)
+def _log_of_parts(v: Lanes, m: str, e: str) -> str:
     f = v.sub(m, 1.0)
     tail = _log_tail(v, f, v.mul(e, LN2_LOW))
-    return _finish_log(v, v.fma(e, LN2_HIGH, v.add(f, tail)), x)
+    return v.fma(e, LN2_HIGH, v.add(f, tail))
+
+
+def _log_anywhere(v: Lanes, x: str) -> str:
+    return _finish_log(v, _log_of_parts(v, *_split(v, x)), x)
+
+
+def log(v: Lanes, x: str) -> str:
+    """Zero, denormals, infinity, NaN and what is negative are the rare case."""
+    usual = _log_of_parts(v, *_split_normal(v, v.to_bits(x)))
+    # The bits of the least normal number become the least integer: 0x7F000000 are in order.
+    ordinal = v.bit_op("add", v.to_bits(x), 0x7F800000)
+    odd = v.f.value(f"icmp sge {v.int_type} {ordinal}, {v.int_const(-0x01000000)}")
+    return unless(v, odd, usual, "log", _log_anywhere, x)
 
 
 def log1p(v: Lanes, x: str) -> str:
@@ -153,35 +188,61 @@ def log10(v: Lanes, x: str) -> str:
 
 
 def tanh(v: Lanes, x: str) -> str:
-    a = v.abs(x)
+    """x + x^3 P(x^2) near zero, else 1 - 2 / (e^2|x| + 1)."""
+    sign = v.sign(x)
+    a = v.flip(x, sign)
     square = v.mul(x, x)
-    small = v.fma(v.mul(v.poly(square, _TANH), square), x, x)
-    power = _exp_normal(v, v.mul(v.clamp_above(a, 10.0), 2.0))
-    large = v.sub(1.0, v.div(2.0, v.add(power, 1.0)))
-    return v.copysign(v.select(v.compare("olt", a, 0.625), small, large), x)
+    small = v.fma(v.poly(square, _TANH), v.mul(a, square), a)
+    bounded = v.clamp_above(a, 10.0)
+    n, power = v.power(bounded, 2 * LOG2_E)
+    # e^2r = 1 + 2 (r + r^2 tail), of which half is divided
+    r = v.fma(n, -LN2_LOW / 2, v.fma(n, -LN2_HIGH / 2, bounded))
+    tail, r_square = _tail(v, r, _HALF_EXP)
+    half = v.fma(v.fma(tail, r_square, r), power, v.fma(power, 0.5, 0.5))
+    large = v.sub(1.0, v.div(1.0, half))
+    return v.flip(v.select(v.compare("olt", a, 0.625), small, large), sign)
 
 
 def erf(v: Lanes, x: str) -> str:
-    a = v.abs(x)
-    small = v.fma(v.poly(v.mul(x, x), _ERF_SMALL), x, x)
+    sign = v.sign(x)
+    a = v.flip(x, sign)
+    small = v.fma(v.poly(v.mul(x, x), _ERF_SMALL), a, a)
     bounded = v.clamp_above(a, 4.2)
-    exponent = v.fma(v.poly(bounded, _ERF_LARGE), bounded, v.neg(bounded))
-    large = v.sub(1.0, _exp_normal(v, exponent))
-    return v.copysign(v.select(v.compare("ogt", a, 0.927734375), large, small), x)
+    exponent = v.mul(v.poly(bounded, _ERF_LARGE), bounded)
+    n, power = v.power(exponent, LOG2_E)
+    r = v.fma(n, -LN2_LOW, v.fma(n, -LN2_HIGH, exponent))
+    tail, r_square = _tail(v, r, _EXP)
+    # 1 - 2^n (1 + (e^r - 1))
+    large = v.fma(v.neg(v.fma(tail, r_square, r)), power, v.sub(1.0, power))
+    return v.flip(v.select(v.compare("ogt", a, 0.927734375), large, small), sign)
+
+
+def _one_plus_exp(v: Lanes, x: str) -> tuple[str, str, str]:
+    """1 + e^-x = (1 + 2^n) + 2^n p with |x| <= 87: (2^n, p, 1 + 2^n)."""
+    n, power = v.power(x, -LOG2_E)
+    r = v.fma(n, LN2_LOW, v.fma(n, LN2_HIGH, x))
+    p = v.fma(v.poly(r, _EXP_NEGATIVE), v.mul(r, r), v.neg(r))
+    return power, p, v.add(power, 1.0)
+
+
+def _sigmoid_anywhere(v: Lanes, x: str) -> str:
+    """The usual formula in its range, around it one that carries the error of 1 + 2^n."""
+    bounded = v.clamp_above(v.clamp_below(x, -_NORMAL_EXP), _NORMAL_EXP)
+    power, p, one_plus = _one_plus_exp(v, bounded)
+    usual = v.fma(p, power, one_plus)
+    lost = v.sub(1.0, v.sub(one_plus, power))
+    wide = v.add(one_plus, v.fma(p, power, lost))
+    inside = v.compare("ole", v.abs(x), _EXACT_SUM)
+    result = v.div(1.0, v.select(inside, usual, wide))
+    return v.select(v.compare("olt", x, -_NORMAL_EXP), _exp_anywhere(v, x), result)
 
 
 def sigmoid(v: Lanes, x: str) -> str:
-    """e / (1 + e) or 1 / (1 + e) with e = e^-|x|, so small results keep their precision."""
-    a = v.clamp_above(v.abs(x), 104.5)
-    high, rest, shifted = math_exp.exp_pair(v, v.neg(a))
-    power = v.scale(v.add(high, rest), shifted)
-    # The reciprocal of 1 + e with its rounding errors: the product is rounded once.
-    denominator, denominator_low = v.fast_two_sum(1.0, power)
-    inverse = v.div(1.0, denominator)
-    residue = v.fma(v.neg(inverse), denominator, 1.0)
-    residue = v.mul(inverse, v.fma(v.neg(inverse), denominator_low, residue))
-    numerator = v.select(v.compare("olt", x, 0.0), power, 1.0)
-    return v.fma(numerator, inverse, v.mul(numerator, residue))
+    """1 / (1 + e^-x)."""
+    power, p, one_plus = _one_plus_exp(v, x)
+    usual = v.div(1.0, v.fma(p, power, one_plus))
+    outside = v.compare("ugt", v.abs(x), _EXACT_SUM)
+    return unless(v, outside, usual, "sigmoid", _sigmoid_anywhere, x)
 
 
 def _through_double(name: str) -> Function:
