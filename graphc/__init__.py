@@ -294,6 +294,15 @@ def control_dependencies(
     return get_default_graph().control_dependencies(nodes)
 
 
+def device(name: str | None) -> _contextlib.AbstractContextManager[None]:
+    """Nodes made inside are for this device, in the default graph: '/gpu:0', '/cpu:0', ...
+
+    A session that was given no device runs a program as a whole on a GPU that any of its nodes is
+    for.
+    """
+    return get_default_graph().device(name)
+
+
 def add_to_collection(key: str, value: _Any) -> None:
     """Add a value to a collection of the default graph."""
     get_default_graph().add_to_collection(key, value)
@@ -306,6 +315,7 @@ def get_collection(key: str, scope: str | None = None) -> list[_Any]:
 
 _LAZY_MODULES = ("export", "nn", "train")
 _LAZY_NAMES = {
+    "DeviceArray": "graphc.device_array",
     "check": "graphc.debug",
     "explain": "graphc.explanation",
     "freeze": "graphc.export",

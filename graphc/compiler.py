@@ -76,3 +76,23 @@ def plan_gpu(
     return build_plan(
         optimized, gpu_blocks, trace, budget, keep=False, fast_math=fast_math, forms=_GPU
     )
+
+
+def compile_gpu(
+    program: Program,
+    device: str,
+    precision: str = "f32",
+    budget: Budget | None = None,
+    fast_math: bool = False,
+) -> tuple[Executable, Program]:
+    """Code for a GPU, by its name, and the program as it was lowered; raises DeviceError."""
+    from graphc.backends.gpu.devices import open_device
+    from graphc.backends.gpu.executable import GpuExecutable
+    from graphc.backends.gpu.kernels import emit_gpu_kernel
+    from graphc.backends.llvm.jit import kernel_names
+
+    memory = open_device(device)
+    plan, lowered = plan_gpu(program, budget=budget, fast_math=fast_math)
+    named = zip(plan.kernels, kernel_names(plan.kernels), strict=True)
+    kernels = [emit_gpu_kernel(kernel, name, precision) for kernel, name in named]
+    return GpuExecutable(plan, kernels, memory), lowered

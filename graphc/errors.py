@@ -77,6 +77,14 @@ class MemoryBudgetError(GraphcError, MemoryError):
     """A program that cannot run within its memory budget: found before it runs."""
 
 
+class DeviceError(GraphcError, RuntimeError):
+    """A GPU that is not there or cannot be used, or that failed."""
+
+
+class OutOfMemoryError(DeviceError, MemoryError):
+    """A GPU's memory is too small for a run or a variable: nothing changed."""
+
+
 class IndexOutOfRangeError(RunError, IndexError):
     """An index outside its axis, found while running."""
 

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class RunOptions:
     memory_budget  scratch memory it may use, in bytes or as '512MB' (None: the session's)
     debug      first judge every stage of compiling, as `gx.check` does; MiscompiledError if one is
                wrong.  Slow
+    on_device  leave the results on the GPU: they are gx.DeviceArrays
     """
 
     threads: int | None = None
@@ -73,6 +74,7 @@ class RunOptions:
     memory_budget: int | str | None = None
     debug: bool = False
     timeout: float | None = None
+    on_device: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "memory_budget", parse_budget(self.memory_budget))
@@ -99,6 +101,15 @@ class Compiled:
     written: frozenset[int]
     guarded: Program | None = None  # the program before the NaN guard, if there is one
 
+    def on_device(self) -> Compiled:
+        """The same program, whose results stay on the GPU; GraphTypeError where that is no GPU."""
+        leave = getattr(self.executable, "on_device", None)
+        if leave is None:
+            raise GraphTypeError(
+                "on_device needs a program that a GPU runs, without Python functions in it"
+            )
+        return replace(self, executable=leave())
+
     def scratch_bytes(self, sizes: Sizes) -> int:
         """Memory for intermediate values, those that stay between runs included."""
         kept = sum(value.bytes for value in self.executable.kept)
@@ -120,6 +131,9 @@ class Compiled:
         try:
             return self.executable.run(inputs, state, sizes, threads, trace, deadline, kept)
         except NonFiniteError as error:
+            if self.executable.residence is not None:
+                self.executable.residence.bring_home(state)
+            inputs = [np.asarray(array) for array in inputs]
             values = dict(zip(self.ids, state, strict=True))
             raise nan_guard.located(error, self.guarded, inputs, values, sizes) from None
 
@@ -154,6 +168,7 @@ class Entry:
         guard: bool = False,
         budget: int | None = None,
         fast_math: bool = False,
+        precision: str = "f32",
     ) -> None:
         if budget is not None and device == "reference":
             raise GraphTypeError("memory_budget needs a compiled device, not 'reference'")
@@ -162,6 +177,7 @@ class Entry:
         self.guard = guard
         self.budget = budget
         self.fast_math = fast_math
+        self.precision = precision
         self._by_rank: dict[tuple[int, ...], _Ranked] = {}
         self._bound: dict[tuple[tuple[int, ...], ...], tuple[Compiled, Sizes]] = {}
         self._lock = new_lock()
@@ -312,11 +328,17 @@ class Entry:
             found = keyed(source.resolved)
         return found
 
+    def _compiler(self) -> Callable[..., tuple[Executable, Program]]:
+        known = COMPILERS.get(self.device)
+        if known is not None:
+            return known
+        return functools.partial(_gpu, device=self.device, precision=self.precision)
+
     def _compile(self, program: Program, sizes: Sizes) -> Compiled:
         guarded = program if self.guard else None
         if self.guard:
             program = nan_guard.guard(program)
-        compiler = functools.partial(COMPILERS[self.device], fast_math=self.fast_math)
+        compiler = functools.partial(self._compiler(), fast_math=self.fast_math)
         if self.budget is not None:  # what is compiled depends on it, so a cache's key must too
             compiler = functools.partial(compiler, budget=Budget(self.budget, sizes))
         if has_host_calls(program) and self.device != "reference":
@@ -419,6 +441,20 @@ def _reference(
     return ReferenceExecutable(program), program
 
 
+def _gpu(
+    program: Program,
+    budget: Budget | None = None,
+    keep: bool = True,
+    fast_math: bool = False,
+    *,
+    device: str,
+    precision: str,
+) -> tuple[Executable, Program]:
+    from graphc.compiler import compile_gpu
+
+    return compile_gpu(program, device, precision, budget, fast_math)
+
+
 COMPILERS: dict[str, Callable[..., tuple[Executable, Program]]] = {
     "reference": _reference,
     "cpu": _cpu,
@@ -427,4 +463,5 @@ COMPILERS: dict[str, Callable[..., tuple[Executable, Program]]] = {
 
 keep       whether what it makes of variables alone may stay between runs
 fast_math  whether it may compute as if numbers were real
+GPUs are not among them: there is any number of those.
 """

@@ -1,6 +1,7 @@
-"""Fetches: the tensors and operations in a nest, and the nest rebuilt from their values.
+"""Fetches: the tensors and operations in a nest, and the nest rebuilt from their values; and the
+tensors that feeds name.
 
-Imports: foreign, graph, errors.
+Imports: feeds, foreign, graph, errors.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from graphc import foreign
-from graphc.errors import FetchError, FetchTypeError, GraphError
+from graphc import feeds, foreign
+from graphc.errors import FeedError, FeedTypeError, FetchError, FetchTypeError, GraphError
 from graphc.graph import Graph
 from graphc.node import Node, Tensor
 
@@ -138,3 +139,48 @@ def _write(value: Any, out: Any) -> None:
             f"the result is {value.dtype} {value.shape}"
         )
     np.copyto(target, value)
+
+
+# ---- what is fed -------------------------------------------------------------------------------
+
+
+def feed_keys(feed_dict: Mapping[Any, Any] | None, graph: Graph) -> tuple[Tensor, ...]:
+    """The tensors that a feed_dict names, in its order; raises FeedTypeError or FeedError."""
+    if feed_dict is None:
+        return ()
+    if not isinstance(feed_dict, Mapping):
+        raise FeedTypeError(f"feed_dict is a dict of values by tensor, not {feed_dict!r:.60}")
+    fed = tuple(feed_key(k, graph) for k in feed_dict)
+    if len(dict.fromkeys(fed)) != len(fed):
+        twice = next(t for i, t in enumerate(fed) if any(t is u for u in fed[:i]))
+        raise FeedError(f"feed_dict has {feeds.label(twice)} twice")
+    return fed
+
+
+def feed_key(key: Any, graph: Graph) -> Tensor:
+    """The tensor of this graph that a key of a feed_dict names."""
+    if isinstance(key, str):
+        try:
+            key = graph.get_tensor_by_name(key)
+        except GraphError as error:
+            raise FeedTypeError(f"feed {key!r}: {error}") from None
+    if not isinstance(key, Tensor):
+        raise FeedTypeError(f"a feed is named by a tensor or a name, not by {key!r}")
+    if key.graph is not graph:
+        raise FeedError(f"feed {key!r} belongs to another graph than this session's")
+    return key
+
+
+def partial_run(
+    run: Callable[..., Any], graph: Graph, given: Mapping[Any, Any]
+) -> Callable[..., Any]:
+    """A session's `run` with some feeds given; those given at a call take their place."""
+    defaults = {feed_key(k, graph): v for k, v in given.items()}
+
+    def partial(
+        fetches: Any, feed_dict: Mapping[Any, Any] | None = None, options: Any = None
+    ) -> Any:
+        given = {feed_key(k, graph): v for k, v in (feed_dict or {}).items()}
+        return run(fetches, {**defaults, **given}, options)
+
+    return partial

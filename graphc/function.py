@@ -84,7 +84,7 @@ class Function(NativeSelf):
         self._require_inputs(roots, tensors)
         self.program = resolve_state(flat, (), tensors, givens, updates)
         _check_used(name, self.program, tensors, on_unused_input)
-        self._entries: dict[tuple[str, bool, int | None, bool], Entry] = {}
+        self._entries: dict[tuple[str, bool, int | None, bool, str], Entry] = {}
         self._compilations = CompileLog()
         self._fetched = [*flat, *(v for v, _ in updates)]
         self._slow_runs = 0
@@ -165,7 +165,8 @@ class Function(NativeSelf):
     ) -> list[Any]:
         arrays = self._parameters.arrays(args, kwargs)
         budget = session.memory_budget if self.memory_budget is None else self.memory_budget
-        key = (session.device, session.nan_guard, budget, session.fast_math)
+        device = session.device_of(self._fetched)
+        key = (device, session.nan_guard, budget, session.fast_math, session.precision)
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries.setdefault(key, self._new_entry(*key))
@@ -255,7 +256,7 @@ class Function(NativeSelf):
     def _private_session(self, program: Program) -> Session:
         """A session of its own with this function's values, as they are now."""
         source = self.session
-        session = Session(self.graph, source.threads, source.device, fast_math=source.fast_math)
+        session = Session(self.graph, source.threads, **source.settings())
         initialize(source, program.variables())
         for v in program.variables():
             if v in source.variables:

@@ -1,16 +1,18 @@
 """The user's graph: its nodes by name, scopes, collections, and which graph is the default.
 
-Imports: node, builder, late_nodes, location, errors.
+Imports: node, builder, device_names, late_nodes, location, errors.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from graphc.builder import NodeFactory, entered_factories, infer_node, located, making_nodes_in
+from graphc.device_names import device_name
 from graphc.errors import FinalizedError, GraphcError, GraphError
 from graphc.forks import new_lock, new_rlock
 from graphc.late_nodes import LateNodes, key_of, warn_of_growth
@@ -41,6 +43,7 @@ class _Scopes(threading.local):
         self.prefix = ""  # of names: the scopes entered, each with a slash
         self.control: tuple[Node, ...] = ()  # one tuple for all the nodes made in a block
         self.gradient_rules: list[dict[str, Callable[..., Any]]] = []
+        self.device: str | None = None
 
 
 class Graph:
@@ -66,6 +69,7 @@ class Graph:
         self.random_counter: Tensor | None = None
         self.gradient_rules: dict[int, Callable[..., Any]] = {}
         self.function_session: Any = None  # where functions run outside any session
+        self.devices: weakref.WeakKeyDictionary[Node, str] = weakref.WeakKeyDictionary()
 
     @property
     def nodes(self) -> list[Node]:
@@ -107,7 +111,8 @@ class Graph:
         key = growth = None
         late = self._late if name is None and op.name not in _ALWAYS_KEPT else None
         if late is not None and not self._scopes.gradient_rules:
-            key = key_of(op, inputs, attrs, ordered, self._scopes.prefix, loc)
+            scope = f"{self._scopes.prefix}@{self._scopes.device or ''}"
+            key = key_of(op, inputs, attrs, ordered, scope, loc)
             same = late.find(key) if key is not None else None
             if same is not None:
                 self.nodes_made += 1
@@ -132,6 +137,8 @@ class Graph:
                 rule = self._scopes.gradient_rules[-1].get(op.name)
                 if rule is not None:
                     self.gradient_rules[node.id] = rule
+            if self._scopes.device is not None:
+                self.devices[node] = self._scopes.device
         if growth is not None:
             warn_of_growth(growth, loc)
         return node
@@ -210,6 +217,20 @@ class Graph:
             yield
         finally:
             stack.pop()
+
+    @contextlib.contextmanager
+    def device(self, name: str | None) -> Iterator[None]:
+        """Nodes made inside are for this device; None takes outer blocks back.
+
+        See `graphc.placement`.  Raises GraphTypeError for what names no device.
+        """
+        mine = vars(self._scopes)
+        saved = self._scopes.device
+        mine["device"] = None if name is None else device_name(name)
+        try:
+            yield
+        finally:
+            mine["device"] = saved
 
     def finalize(self) -> None:
         """Refuse any further node."""

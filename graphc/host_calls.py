@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.backends.base import Executable
+from graphc.backends.base import Executable, Residence
 from graphc.builder import Builder, making_nodes_in
 from graphc.dims import Sizes
 from graphc.errors import RunError
@@ -162,6 +162,11 @@ class PartsExecutable:
                 made = _call(node, [values[id(t)] for t in node.inputs], sizes)
                 values.update((id(t), a) for t, a in zip(node.outputs, made, strict=True))
         return results
+
+    @property
+    def residence(self) -> Residence | None:
+        """Where the parts leave variables; they are all of one device."""
+        return self.parts[-1].executable.residence
 
     def arena_bytes(self, sizes: Sizes) -> int:
         """The scratch memory of the largest part."""

@@ -370,13 +370,7 @@ def packed_shape(c: Contraction, panel: int) -> tuple[DimLike, DimLike, DimLike,
 _PARTS = (LoopKernel, Contraction, Stage, Store, Accumulator, Access, Term, Ragged, Cut)
 """What a kernel consists of besides expressions, sizes and numbers."""
 
-_FIELDS: dict[Any, tuple[str, ...]] = {p: tuple(f.name for f in fields(p)) for p in _PARTS}
-
-_HOLDERS = frozenset((LoopKernel, Contraction, Stage, Store, Accumulator))
-"""The parts that have expressions."""
-
-_DONE = object()
-"""Marks an expression whose operands have been visited."""
+_FIELDS = {part: tuple(f.name for f in fields(part)) for part in _PARTS}
 
 
 def sizes_of(kernel: Kernel) -> tuple[Dim, ...]:
@@ -386,17 +380,18 @@ def sizes_of(kernel: Kernel) -> tuple[Dim, ...]:
     stack: list[Any] = [kernel]
     while stack:
         part = stack.pop()
-        kind = type(part)
-        if kind is tuple:
-            stack.extend(part[::-1])
-        elif kind is Dim:
+        if isinstance(part, Dim):
             found[part] = None
-        elif kind is Expr:
+        elif isinstance(part, tuple):
+            stack.extend(reversed(part))
+        elif isinstance(part, Expr):
             if id(part) not in visited:
                 visited.add(id(part))
-                stack += (part.args, part.value)
-        elif kind in _FIELDS:
-            stack.extend([getattr(part, name) for name in reversed(_FIELDS[kind])])
+                stack.extend((part.args, part.value))
+        else:
+            names = _FIELDS.get(type(part))
+            if names is not None:
+                stack.extend([getattr(part, name) for name in reversed(names)])
     return tuple(found)
 
 
@@ -408,18 +403,20 @@ def rebuild(kernel: Kernel, changed: Callable[[Any], Any]) -> Kernel:
     done: dict[int, Expr] = {}
 
     def rebuilt(part: Any) -> Any:
-        kind: Callable[..., Any] = type(part)
-        if kind is tuple:
+        if isinstance(part, tuple):
             return tuple([rebuilt(x) for x in part])
-        if kind is Expr:
+        if isinstance(part, Expr):
             return done[id(part)]
-        names = _FIELDS.get(kind)
-        if names is None and kind is not Dim:
+        if not isinstance(part, _PARTS):
+            if isinstance(part, Dim):
+                new = changed(part)
+                return part if new is None else new
             return part
         new = changed(part)
         if new is not None:
             return new
-        return part if names is None else kind(*[rebuilt(getattr(part, name)) for name in names])
+        make: Callable[..., Any] = type(part)
+        return make(*[rebuilt(getattr(part, name)) for name in _FIELDS[type(part)]])
 
     for e in expressions_of(kernel):
         made = Expr(e.op, rebuilt(e.args), rebuilt(e.value), e.dtype)
@@ -433,20 +430,20 @@ def expressions_of(kernel: Kernel) -> list[Expr]:
     """Every expression of a kernel, each after its operands.  Depth is not limited."""
     order: list[Expr] = []
     visited: set[int] = set()
-    stack: list[Any] = [kernel]
+    stack: list[tuple[Any, bool]] = [(kernel, False)]
     while stack:
-        part = stack.pop()
-        kind = type(part)
-        if part is _DONE:
-            order.append(stack.pop())
-        elif kind is tuple:
-            stack.extend(part)
-        elif kind is Expr:
+        part, done = stack.pop()
+        if done:
+            order.append(part)
+        elif isinstance(part, tuple):
+            stack.extend((x, False) for x in part)
+        elif isinstance(part, Expr):
             if id(part) not in visited:
                 visited.add(id(part))
-                stack += (part, _DONE, *part.args)
-        elif kind in _HOLDERS:
-            stack.extend([getattr(part, name) for name in _FIELDS[kind]])
+                stack.append((part, True))
+                stack.extend((a, False) for a in part.args)
+        elif isinstance(part, (LoopKernel, Contraction, Stage, Store, Accumulator)):
+            stack.extend([(getattr(part, name), False) for name in _FIELDS[type(part)]])
     return order
 
 

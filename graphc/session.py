@@ -27,10 +27,10 @@ from graphc.default_session import (
     remove_default_session,
     settings_changed,
 )
+from graphc.device_names import require_precision
 from graphc.errors import (
     FeedError,
     FeedTypeError,
-    GraphError,
     GraphTypeError,
     RunError,
     SessionClosedError,
@@ -39,9 +39,11 @@ from graphc.execution import COMPILERS, Entry, RunOptions
 from graphc.fetches import (
     Fetch,
     Rebuild,
+    feed_keys,
     flatten_fetches,
     form_of,
     items_of,
+    partial_run,
     put_back,
     require_out,
     write_out,
@@ -52,6 +54,7 @@ from graphc.late_program import LateProgram
 from graphc.native_self import NativeSelf, Table, take_over
 from graphc.node import Node, Tensor
 from graphc.ops.state import Variable
+from graphc.placement import Placement, Placer
 from graphc.threads import default_threads, join_threadpoolctl
 from graphc.variable_store import VariableStore
 
@@ -79,12 +82,18 @@ class Session(NativeSelf):
 
     graph      the graph to run (default: the default graph now)
     threads    how many threads a run may use (default: the machine's cores)
-    device     'cpu' (compiled) or 'reference' (NumPy, node by node)
+    device     'cpu' (compiled), 'reference' (NumPy, node by node), 'gpu' or 'gpu:1' (compiled for
+               an NVIDIA GPU), 'emulated-gpu' (the same, run and checked by the CPU).  By default
+               each program runs where `gx.device` blocks say, else on the CPU
     nan_guard  fail every run in which a fetch or an update is not finite
     memory_budget  scratch memory one run may use, in bytes or as '512MB' (default: any).  Values
                are made again instead of kept where that is needed, which gives the same bits and
                takes more time; what cannot be done in the budget raises MemoryBudgetError
     fast_math  compute as if numbers were real, with larger errors (docs/performance.md)
+    precision  'f32'; or what a GPU may round the operands of matrix products to: 'tf32', 'bf16'
+    allow_soft_placement  whether what `gx.device` blocks put on a GPU that cannot be used runs on
+               the CPU; else DeviceError.  `placements()` tells what ran where, and with
+               log_device_placement it is printed
     Any number of Python threads may use one session.
     """
 
@@ -92,21 +101,24 @@ class Session(NativeSelf):
         self,
         graph: Graph | None = None,
         threads: int | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         nan_guard: bool = False,
         memory_budget: int | str | None = None,
         fast_math: bool = False,
+        precision: str = "f32",
+        allow_soft_placement: bool = True,
+        log_device_placement: bool = False,
     ) -> None:
         if graph is not None and not isinstance(graph, Graph):
             raise GraphTypeError(f"Session: graph must be a gx.Graph, not {graph!r}")
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise GraphTypeError(f"Session: threads must be a positive int, not {threads!r}")
-        if device not in COMPILERS:
-            known = ", ".join(repr(d) for d in COMPILERS)
-            raise GraphTypeError(f"Session: device must be one of {known}, not {device!r}")
+        require_precision(precision)
+        self._placer = Placer(device, allow_soft_placement, log_device_placement)
         self.graph = graph or get_default_graph()
         self.threads = threads or default_threads()
-        self.device, self.fast_math = device, bool(fast_math)
+        self.device = self._placer.device or "cpu"  # of programs that say nothing else
+        self.fast_math, self.precision = bool(fast_math), precision
         self._nan_guard = bool(nan_guard)
         self._memory_budget = parse_budget(memory_budget)
         if memory_budget is not None and device == "reference":
@@ -223,17 +235,7 @@ class Session(NativeSelf):
 
     def partial(self, feed_dict: Mapping[Any, Any]) -> Callable[..., Any]:
         """`run` with some feeds given now; feeds given at a call take their place."""
-        defaults = {self._feed_key(k): v for k, v in feed_dict.items()}
-
-        def run(
-            fetches: Any,
-            feed_dict: Mapping[Any, Any] | None = None,
-            options: RunOptions | None = None,
-        ) -> Any:
-            given = {self._feed_key(k): v for k, v in (feed_dict or {}).items()}
-            return self.run(fetches, {**defaults, **given}, options)
-
-        return run
+        return partial_run(self.run, self.graph, feed_dict)
 
     def _guarded(self, options: RunOptions | None) -> bool:
         if options is None:
@@ -280,6 +282,8 @@ class Session(NativeSelf):
         """
         traced = options is not None and options.trace is not None
         compiled, sizes = entry.bind_planned(arrays) if traced else entry.bind(arrays)
+        if options is not None and options.on_device:
+            compiled = compiled.on_device()
         if options is not None and options.debug:
             from graphc.debug.stages import require_right  # only now: it brings every stage along
 
@@ -339,7 +343,7 @@ class Session(NativeSelf):
         if not self.graph.nodes_made:
             raise RunError("the graph is empty: there is nothing to run")
         with self._lock:
-            call = self._call(flat, self._feed_keys(feed_dict), options)
+            call = self._call(flat, feed_keys(feed_dict, self.graph), options)
         return call, rebuild
 
     def _call(
@@ -370,29 +374,6 @@ class Session(NativeSelf):
         key = min(self._calls, key=lambda k: self._calls[k].used)
         self._forget([self._calls.pop(key)])
 
-    def _feed_keys(self, feed_dict: Mapping[Any, Any] | None) -> tuple[Tensor, ...]:
-        if feed_dict is None:
-            return ()
-        if not isinstance(feed_dict, Mapping):
-            raise FeedTypeError(f"feed_dict is a dict of values by tensor, not {feed_dict!r:.60}")
-        fed = tuple(self._feed_key(k) for k in feed_dict)
-        if len(dict.fromkeys(fed)) != len(fed):
-            twice = next(t for i, t in enumerate(fed) if any(t is u for u in fed[:i]))
-            raise FeedError(f"feed_dict has {feeds.label(twice)} twice")
-        return fed
-
-    def _feed_key(self, key: Any) -> Tensor:
-        if isinstance(key, str):
-            try:
-                key = self.graph.get_tensor_by_name(key)
-            except GraphError as error:
-                raise FeedTypeError(f"feed {key!r}: {error}") from None
-        if not isinstance(key, Tensor):
-            raise FeedTypeError(f"a feed is named by a tensor or a name, not by {key!r}")
-        if key.graph is not self.graph:
-            raise FeedError(f"feed {key!r} belongs to another graph than this session's")
-        return key
-
     def _build_entry(
         self, flat: Sequence[Fetch], fed: Sequence[Tensor], guard: bool, budget: int | None
     ) -> Entry:
@@ -401,7 +382,8 @@ class Session(NativeSelf):
         feeds.require_fed([*(t.node for t in fetched), *targets], fed)
         self.graph.has_run()
         program = LateProgram(fetched, targets, fed)
-        entry = Entry(program, self.device, guard, budget, self.fast_math)
+        device = self._placer.device_of(flat)
+        entry = Entry(program, device, guard, budget, self.fast_math, self.precision)
         made = [(call.flat, call.fed) for call in self._calls.values()]
         entry.log = self._compilations.of(flat, fed, new_program_reason(flat, fed, made))
         return entry
@@ -412,6 +394,19 @@ class Session(NativeSelf):
         Nothing is added by runs that found everything compiled; at most the latest 256 are kept.
         """
         return list(self._compilations.records)
+
+    def settings(self) -> dict[str, Any]:
+        """What makes another session run programs where and as this one does."""
+        where = self._placer.settings()
+        return {"fast_math": self.fast_math, "precision": self.precision, **where}
+
+    def placements(self) -> list[Placement]:
+        """Which device runs what, and why: programs that a GPU runs or was asked to run."""
+        return list(self._placer.log)
+
+    def device_of(self, roots: Sequence[Tensor | Node]) -> str:
+        """The device that a program of these fetches and targets runs on."""
+        return self._placer.device_of(roots)
 
     # ---- state
 

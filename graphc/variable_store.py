@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from graphc.backends.base import KeepingExecutable, has_committed
+from graphc.backends.base import KeepingExecutable, Residence, has_committed
 from graphc.dims import Sizes
 from graphc.errors import SessionClosedError, UninitializedError
 from graphc.execution import Compiled
@@ -36,7 +36,9 @@ class VariableStore:
         self._values: dict[int, Array] = {}  # by node id, which no two nodes of a process share
         self._lock = ReadWriteLock()
         self._kept = KeptValues()
-        self._lost = False  # whether values were dropped in a forked child
+        self._residences: tuple[Residence, ...] = ()  # where values may be newer than here
+        self._losses = 0  # how often values were lost there, when that was last looked at
+        self._lost = ""  # why values were dropped
         self._open = ctypes.c_int64(1)  # for native entries: 0 when the session is closed
 
     def run(
@@ -64,6 +66,7 @@ class VariableStore:
                 state = [values[i] for i in compiled.ids]
             except KeyError:
                 raise self._uninitialized(compiled) from None
+            self._before_run(compiled, state)
             how = sizes, threads, trace, deadline
             return compiled.run(inputs, state, *how, self._kept_values(compiled, state, *how))
         finally:
@@ -98,9 +101,38 @@ class VariableStore:
         """The values; none in a child of a process that forked while a thread wrote them."""
         if self._lock.torn:
             self._values.clear()
-            self._lost = True
+            self._lost = "whose values another thread was writing when the process forked"
             self._lock.torn = False
+        if self._residences:
+            self._drop_lost()
         return self._values
+
+    # ---- values on other devices
+
+    def _drop_lost(self) -> None:
+        """Drop the values that nobody has any more."""
+        losses = sum([residence.losses for residence in self._residences])
+        if losses == self._losses:
+            return
+        for residence in self._residences:
+            for i, array in list(self._values.items()):
+                why = residence.lost(array)
+                if why:
+                    self._lost = why
+                    self._values.pop(i, None)
+        self._losses = losses
+
+    def _before_run(self, compiled: Compiled, state: Sequence[Array]) -> None:
+        """Have the values where the program looks for them."""
+        own = compiled.executable.residence
+        if own is not None and own not in self._residences:
+            self._residences = (*self._residences, own)
+            self._lock.version += 1  # native entries, which look at arrays only, are turned away
+        for other in self._residences:
+            if other is not own:
+                other.bring_home(state)
+                ids = zip(compiled.ids, state, strict=True)
+                other.forget([array for i, array in ids if i in compiled.written])
 
     def _run_writing(
         self,
@@ -119,6 +151,7 @@ class VariableStore:
             if array is None:
                 array = fresh[i] = self._first_storage(compiled, variable)
             state.append(array)
+        self._before_run(compiled, state)
         how = sizes, threads, trace, deadline
         kept = self._kept_values(compiled, state, *how)
         self._kept.before_run(compiled.written)
@@ -143,6 +176,8 @@ class VariableStore:
         with `writes` be written, as far as `turns` leaves them; the arrays.  Without variables the
         word says whether the session is open.
         """
+        if self._residences:
+            return None
         if not ids:
             return self._open, 1, []
         word = self._lock.free if writes else self._lock.unwritten
@@ -168,7 +203,7 @@ class VariableStore:
     def _uninitialized(self, compiled: Compiled) -> Exception:
         if self.closed:
             return SessionClosedError("the session is closed")
-        lost = ", whose values another thread was writing when the process forked" * self._lost
+        lost = f", {self._lost}" if self._lost else ""
         for v in compiled.variables:
             if v.node.id in compiled.read and v.node.id not in self._values:
                 return UninitializedError(
@@ -199,6 +234,8 @@ class VariableStore:
                     f"variable {variable.node.name!r} ({variable.node.loc}) has no value in this "
                     "session"
                 )
+            for residence in self._residences:
+                residence.bring_home([array])
             return array.copy()
         finally:
             turn.over = True

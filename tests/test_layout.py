@@ -18,13 +18,13 @@ graphc
 nn train export frontends onnx compat
 call compilations compiler default_session execution nan_guard variable_store read_write_lock feeds
     fetches session function function_inputs shared memory explanation derivatives custom host_calls
-    compile_profile debug plan_cache program_key late_program kept_values
+    compile_profile debug plan_cache program_key late_program kept_values placement
 passes backends
 ops
 node builder graph late_nodes program rewrite text parse parse_values verify
     kernel kernel_work nest plan plan_file plan_text contraction_maps winograd
-types tensor_file trace native_self foreign
-dims arena budget constraints location
+types tensor_file trace native_self foreign device_array dlpack
+dims arena budget constraints location device_names
 errors flags forks threads version statistics files findings cache fingerprint
 """
 """What stands below `graphc.`, highest layer first; an indented line continues the one before.
@@ -51,7 +51,7 @@ LIBRARIES = {
     "llvmlite": ("graphc.backends.llvm",),
     "networkx": ("graphc.export",),
     "safetensors": ("graphc.tensor_file", "graphc.export", "graphc.train"),
-    "pycuda": ("graphc.backends.cuda",),
+    "pycuda": ("graphc.backends.gpu",),
     "onnx": ("graphc.onnx", "graphc.frontends"),
     "sklearn": ("graphc.cli", "graphc.demo"),
     "matplotlib": ("graphc.cli", "graphc.demo", "graphc.demo_figures"),

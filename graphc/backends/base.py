@@ -1,4 +1,4 @@
-"""What a session needs of a backend.  Imports: plan, dims, errors."""
+"""What a session needs of a backend.  Imports: plan, dims, errors, trace."""
 
 from __future__ import annotations
 
@@ -10,21 +10,49 @@ from typing import Any, Protocol
 import numpy as np
 
 from graphc.dims import Sizes
-from graphc.errors import RunTimeoutError
-from graphc.plan import Kept
+from graphc.errors import RunError, RunTimeoutError
+from graphc.plan import Kept, Plan
 from graphc.trace import Trace
 
 Array = np.ndarray[Any, Any]
 
 
+class Residence(Protocol):
+    """Where variables stay between runs, other than in the arrays that stand for them.
+
+    Whoever asks has a turn as a reader, or to `forget` as a writer, of the session's variables.
+    """
+
+    @property
+    def losses(self) -> int:
+        """How often values have been lost."""
+        ...
+
+    def bring_home(self, arrays: Sequence[Array]) -> None:
+        """Make these arrays hold their variables' values."""
+        ...
+
+    def forget(self, arrays: Sequence[Array]) -> None:
+        """What is known of these arrays is not their value any more: they have been written."""
+        ...
+
+    def lost(self, array: Array) -> str:
+        """Why nobody has the value of this variable any more, or ''."""
+        ...
+
+
 class Executable(Protocol):
     """A compiled program, safe to run from many threads at once.
 
-    kept  what it needs in a run and does not make there: see KeepingExecutable
+    kept       what it needs in a run and does not make there: see KeepingExecutable
+    residence  where it leaves the variables that it writes; None: in their arrays
     """
 
     @property
     def kept(self) -> tuple[Kept, ...]: ...
+
+    @property
+    def residence(self) -> Residence | None: ...
 
     def run(
         self,
@@ -84,6 +112,16 @@ class KeepingExecutable(Executable, Protocol):
         hold anything then.
         """
         ...
+
+
+def fault_error(plan: Plan, faults: Array) -> RunError:
+    """The error of the earliest step that recorded a fault; `faults` has a row per record."""
+    for step in plan.steps:
+        for ref in step.args:
+            if ref.kind == "fault" and faults[ref.index, 0]:
+                _, number, position, value = (int(x) for x in faults[ref.index])
+                return plan.checks[ref.index][number].make_error(position, value)
+    raise AssertionError("a fault was reported that no step recorded")
 
 
 def require_time(deadline: float | None) -> None:

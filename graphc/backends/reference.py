@@ -120,6 +120,7 @@ class ReferenceExecutable:
     """A program run by `interpret`; see backends.base.Executable."""
 
     kept = ()
+    residence = None
 
     def __init__(self, program: Program) -> None:
         self.program = program

@@ -10,17 +10,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Sequence
 
-from graphc.backends.base import Made, mark_committed, require_time, timed_out
+from graphc.backends.base import Made, fault_error, mark_committed, require_time, timed_out
 from graphc.backends.llvm.contexts import IDLE_BYTES, Bound
 from graphc.backends.llvm.driver_stop import EXPIRED_RUN
 from graphc.backends.llvm.jit import JIT, default_jit, kernel_names
 from graphc.backends.llvm.keeping import Keeping
 from graphc.backends.llvm.memory import Array
-from graphc.backends.llvm.tables import Context, Layout, PlanTables, default_workers
+from graphc.backends.llvm.tables import Layout, PlanTables, default_workers
 from graphc.backends.llvm.team import team
 from graphc.backends.llvm.traced import run_traced
 from graphc.dims import Sizes
-from graphc.errors import RunError
 from graphc.plan import Kept, Plan
 from graphc.trace import Trace
 
@@ -30,6 +29,8 @@ BOUND_SIZES = 64
 
 class LLVMExecutable:
     """A plan and its machine code; see `backends.base.Executable`."""
+
+    residence = None
 
     def __init__(
         self,
@@ -75,7 +76,9 @@ class LLVMExecutable:
             else:
                 failed = run_traced(self.plan, bound.layout, context, arrays, trace)
             if failed:
-                raise timed_out() if failed == EXPIRED_RUN else self._fault(context)
+                raise (
+                    timed_out() if failed == EXPIRED_RUN else fault_error(self.plan, context.faults)
+                )
         except BaseException as error:
             if context.committed:
                 mark_committed(error)
@@ -149,15 +152,6 @@ class LLVMExecutable:
             key = min(known, key=lambda k: known[k].used)
             total -= known.pop(key).bytes
             self._bound.pop(key, None)
-
-    def _fault(self, context: Context) -> RunError:
-        """The error of the earliest step that recorded a fault."""
-        for step in self.plan.steps:
-            for ref in step.args:
-                if ref.kind == "fault" and context.faults[ref.index, 0]:
-                    _, number, position, value = (int(x) for x in context.faults[ref.index])
-                    return self.plan.checks[ref.index][number].make_error(position, value)
-        raise AssertionError("the driver reported a fault that no step recorded")
 
 
 def compile_plan(plan: Plan, jit: JIT | None = None) -> LLVMExecutable:

@@ -1,0 +1,243 @@
+"""An NVIDIA GPU, by PyCUDA.
+
+The device's primary context is used, which other libraries of the process share, and is current in
+a thread only while that uses the device.  All work goes to one stream that waits for no other.
+Imports: device, cuda_graph, kernel_text, probe, ptx, errors; PyCUDA when a device is opened.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from graphc.arena import bytes_text
+from graphc.backends.gpu.cuda_graph import Graph, GraphDriver
+from graphc.backends.gpu.device import Array, Stretch
+from graphc.backends.gpu.kernel_text import GpuKernel
+from graphc.backends.gpu.probe import CAPABILITY, missing_for_gpu
+from graphc.backends.gpu.ptx import to_ptx
+from graphc.dlpack import CUDA
+from graphc.errors import DeviceError, OutOfMemoryError
+
+NEWEST = (9, 0)
+"""Kernels are compiled for no later capability: the driver compiles them on for newer GPUs."""
+
+_NON_BLOCKING = 1
+
+
+class _Thread(threading.local):
+    """What a thread has of a device."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.stream: Any = None  # where its work goes, while it records
+
+
+class CudaDevice:
+    """A GPU with a stream of its own; raises DeviceError saying what is missing for it."""
+
+    def __init__(self, number: int) -> None:
+        missing = missing_for_gpu()
+        if missing:
+            raise DeviceError(missing)
+        import pycuda.driver as cuda
+
+        self._cuda: Any = cuda
+        self.name = f"gpu:{number}"
+        self.failed = ""
+        self.dlpack = (CUDA, number)
+        self._process = os.getpid()
+        self._thread = _Thread()
+        self._lock = threading.RLock()
+        self._allocations: dict[int, Any] = {}
+        self._functions: dict[str, Any] = {}
+        try:
+            cuda.init()
+            count = cuda.Device.count()
+            if number >= count:
+                raise DeviceError(f"there is no {self.name}: the driver has {count} devices")
+            device = cuda.Device(number)
+            self.capability: tuple[int, int] = device.compute_capability()
+            self.description = f"{device.name()}, {bytes_text(device.total_memory())}"
+            if self.capability < CAPABILITY:
+                major, minor = CAPABILITY
+                raise DeviceError(
+                    f"{self.name} ({self.description}) is too old: it has compute capability "
+                    f"{self.capability[0]}.{self.capability[1]}, {major}.{minor} is needed"
+                )
+            self._context = device.retain_primary_context()
+            with self.active():
+                self._stream = cuda.Stream(_NON_BLOCKING)
+                self._recording_stream = cuda.Stream(_NON_BLOCKING)
+        except cuda.Error as error:
+            raise DeviceError(f"{self.name} cannot be used: {error}") from None
+        self._graphs = GraphDriver()
+        atexit.register(self._close)
+
+    def active(self) -> AbstractContextManager[Any]:
+        return self._active() if self._thread.depth == 0 else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _active(self) -> Iterator[None]:
+        # A context left on PyCUDA's stack when its thread ends would end the process: what is
+        # pushed is counted first, so that `_close` knows of it whatever comes between.
+        self._thread.depth = 1
+        try:
+            self._context.push()
+            yield
+        finally:
+            if self._thread.depth:
+                self._thread.depth = 0
+                self._cuda.Context.pop()
+
+    def _close(self) -> None:
+        """At exit: wait for the device and drop everything while there is a context for it."""
+        if os.getpid() != self._process:
+            return
+        with contextlib.suppress(Exception):
+            if self._thread.depth:
+                self._thread.depth = 0
+                self._cuda.Context.pop()
+        with contextlib.suppress(Exception), self.active():
+            if not self.failed:
+                self._stream.synchronize()
+            self._functions.clear()
+            self._allocations.clear()
+            del self._stream, self._recording_stream
+
+    # ---- memory
+
+    def memory_info(self) -> tuple[int, int]:
+        free, total = self._cuda.mem_get_info()
+        return int(free), int(total)
+
+    def allocate(self, size: int) -> int:
+        self._require_sound()
+        try:
+            allocation = self._cuda.mem_alloc(size)
+        except self._cuda.MemoryError:
+            free, total = self.memory_info()
+            raise OutOfMemoryError(
+                f"{self.name} ({self.description}) has no room for {bytes_text(size)}: "
+                f"{bytes_text(free)} of {bytes_text(total)} are free"
+            ) from None
+        except self._cuda.Error as error:
+            raise self._failure(error) from None
+        address = int(allocation)
+        self._allocations[address] = allocation
+        return address
+
+    def free(self, address: int) -> None:
+        allocation = self._allocations.pop(address)
+        with contextlib.suppress(self._cuda.Error):  # of a device that has failed
+            allocation.free()
+
+    def staging(self, size: int) -> Array:
+        try:
+            memory: Array = self._cuda.pagelocked_empty(size, "u1")
+        except self._cuda.MemoryError:
+            raise OutOfMemoryError(
+                f"the host has no page-locked memory of {bytes_text(size)} for {self.name}"
+            ) from None
+        return memory
+
+    # ---- work
+
+    @property
+    def _queue(self) -> Any:
+        return self._thread.stream or self._stream
+
+    def copy_in(self, address: int, array: Array) -> None:
+        if array.nbytes:
+            with self._failures():
+                self._cuda.memcpy_htod_async(address, _bytes_of(array), self._queue)
+
+    def copy_out(self, array: Array, address: int) -> None:
+        if array.nbytes:
+            with self._failures():
+                self._cuda.memcpy_dtoh_async(_bytes_of(array), address, self._queue)
+
+    def copy_within(self, to: int, source: int, size: int) -> None:
+        if size:
+            with self._failures():
+                self._cuda.memcpy_dtod_async(to, source, size, self._queue)
+
+    def load(self, kernels: Sequence[GpuKernel]) -> list[Any]:
+        return [(self._function(kernel), (kernel.threads, 1, 1)) for kernel in kernels]
+
+    def _function(self, kernel: GpuKernel) -> Any:
+        """A kernel's code, which equal kernels share."""
+        with self._lock:
+            found = self._functions.get(kernel.text)
+            if found is None:
+                text = to_ptx(kernel.text, min(self.capability, NEWEST))
+                with self._failures():
+                    module = self._cuda.module_from_buffer(text.encode() + b"\0")
+                    found = module.get_function(kernel.name)
+                self._functions[kernel.text] = found
+            return found
+
+    def launch(
+        self, function: Any, blocks: int, buffers: Sequence[Stretch], sizes: Sequence[int]
+    ) -> None:
+        code, threads = function
+        count = len(buffers)
+        packed = struct.pack(f"{count}Q{len(sizes)}q", *[a for a, _ in buffers], *sizes)
+        with self._failures():
+            code._launch_kernel((blocks, 1, 1), threads, packed, 0, self._queue)
+
+    def synchronize(self) -> None:
+        self._require_sound()
+        with self._failures():
+            self._queue.synchronize()
+
+    def capture(self, record: Callable[[], None]) -> Callable[[], None]:
+        with self._lock:
+            self._thread.stream = self._recording_stream
+            try:
+                graph = self._graphs.capture(self._recording_stream.handle, record)
+            finally:
+                self._thread.stream = None
+
+        def replay(graph: Graph = graph, stream: int = self._stream.handle) -> None:
+            self._graphs.launch(graph, stream)
+
+        return replay
+
+    def wait_for(self, stream: int | None) -> None:
+        if stream is None:
+            self._cuda.Context.synchronize()
+        else:
+            self._graphs.wait(stream)
+
+    # ---- failures
+
+    def _require_sound(self) -> None:
+        if self.failed:
+            raise DeviceError(self.failed)
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except self._cuda.Error as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: Exception) -> DeviceError:
+        """The error of a call that failed.  After a fault in a kernel every other one fails."""
+        try:
+            self._cuda.Context.synchronize()
+        except self._cuda.Error:
+            self.failed = f"{self.name} failed and cannot be used any more in this process: {error}"
+            return DeviceError(self.failed)
+        return DeviceError(f"{self.name}: {error}")
+
+
+def _bytes_of(array: Array) -> Any:
+    return array.reshape(-1).view("u1")

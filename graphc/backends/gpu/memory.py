@@ -1,0 +1,117 @@
+"""The memory of one device: blocks that runs borrow, and variables that stay.
+
+Blocks are kept between runs, and a run takes one that is free, whichever plan had it before.  When
+memory runs out, free blocks go first.  What Python frees at any moment, on any thread, is put on a
+list and given back later.  Imports: device, residents, forks, errors.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from graphc.backends.gpu.device import Array, Device
+from graphc.backends.gpu.residents import Residents
+from graphc.errors import OutOfMemoryError
+from graphc.forks import new_lock
+
+LARGEST_PART = 4
+"""A run takes a block of at most so many times the size it needs."""
+
+SMALL_BLOCK = 1 << 20
+"""A block of this size serves any smaller run."""
+
+
+class Block:
+    """Memory of a device that one run has at a time, and host memory for its copies."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.address = address
+        self.size = size
+        self.staging: Array = np.empty(0, np.uint8)
+
+    def staged(self, device: Device, size: int) -> Array:
+        """Host memory for copies; more than was there is made afresh."""
+        if self.staging.nbytes < size:
+            self.staging = device.staging(max(size, 1 << 12))
+        return self.staging
+
+
+class DeviceMemory:
+    """What is allocated on a device; one per device and process."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.residents = Residents(self)
+        self._idle: list[Block] = []
+        self._released: deque[int | Block] = deque()
+        self._lock = new_lock()
+
+    # ---- blocks
+
+    def take(self, size: int) -> Block:
+        """A block of at least this size that nobody else has; raises OutOfMemoryError."""
+        self._settle()
+        with self._lock:
+            fitting = [
+                b for b in self._idle if size <= b.size <= max(LARGEST_PART * size, SMALL_BLOCK)
+            ]
+            if fitting:
+                found = min(fitting, key=lambda b: b.size)
+                self._idle.remove(found)
+                return found
+        size = max(size, SMALL_BLOCK)
+        return Block(self.allocate(size), size)
+
+    def give(self, block: Block) -> None:
+        """Take a block back whose run is over."""
+        with self._lock:
+            self._idle.append(block)
+
+    def idle_bytes(self) -> int:
+        """Bytes in blocks that no run has now."""
+        with self._lock:
+            return sum(b.size for b in self._idle)
+
+    # ---- memory that stays
+
+    def allocate(self, size: int) -> int:
+        """Fresh memory; free blocks are given up for it where that is needed."""
+        self._settle()
+        try:
+            return self.device.allocate(size)
+        except OutOfMemoryError:
+            self.trim()
+        return self.device.allocate(size)
+
+    def trim(self) -> None:
+        """Free every block that no run has."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for block in idle:
+            self.device.free(block.address)
+
+    def release_later(self, memory: int | Block) -> None:
+        """Free an address, or take a block back, the next time somebody asks for memory.
+
+        Calls nothing of the device, so that it may be called whenever Python frees an object.
+        """
+        self._released.append(memory)
+
+    def release_with(self, owner: Any, memory: int | Block) -> None:
+        """The same, as soon as `owner` is gone."""
+        weakref.finalize(owner, self._released.append, memory).atexit = False
+
+    def _settle(self) -> None:
+        while True:
+            try:
+                memory = self._released.popleft()
+            except IndexError:
+                return
+            if isinstance(memory, Block):
+                self.give(memory)
+            else:
+                self.device.free(memory)
