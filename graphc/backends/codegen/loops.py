@@ -191,9 +191,9 @@ class _LoopNest:
         units = self._units()
         while units > 1 and stop.isdigit() and int(stop) < LANES * units:
             units //= 2
-        if known % LANES:
-            return [units]
         reduces = any(stage.accs for stage in self.kernel.stages)
+        if known % LANES and not (reduces and stop.isdigit()):
+            return [units]
         return [u for u in (4, 2, 1) if u == units or u == 1 or (reduces and u < units)]
 
     def _whole(self, start: str, stop: str, step: int) -> str:
