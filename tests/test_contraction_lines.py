@@ -156,6 +156,12 @@ WAYS = {
     "one_channel": Gradient(3, (Window(9, 5, before=2, after=2), Window(80, 5, 1, 1, 7, 7)), 1, 7),
     "wide_stride": Gradient(2, (Window(29, 11, 4, 1, 2, 2), Window(30, 11, 4, 1, 2, 2)), 3, 16),
     "few_f64": Gradient(2, (Window(9, 3, 1, 2, 2, 2), Window(9, 3, before=1)), 2, 9, dtype=float64),
+    "grouped": Gradient(
+        2, (Window(9, 3, before=1, after=1), Window(21, 3, 1, 1, 1, 2)), 8, 8, groups=32
+    ),
+    "grouped_strided": Gradient(
+        3, (Window(9, 3, 2, 1, 1, 1), Window(50, 5, 2, 1, 2, 2)), 11, 7, groups=24
+    ),
 }
 
 
@@ -163,17 +169,22 @@ WAYS = {
 def test_copies_of_the_first_operand(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     gradient = WAYS[name]
     found = line_tiling(gradient.contraction(), AVX2)
-    assert found is not None and found.copies == ("rows" if "far" in name else "margins")
+    copies = "rows" if "far" in name else "pixels" if "grouped" in name else "margins"
+    assert found is not None and found.copies == copies
     compare(monkeypatch, gradient.contraction(), gradient.buffers(), gradient.sizes)
 
 
-@pytest.mark.parametrize("copies", ["rows", "margins"])
+@pytest.mark.parametrize("copies", ["rows", "margins", "pixels"])
 def test_layers_share_a_kernel_that_copies(copies: str) -> None:
-    layers = {"rows": [(1200, 2, 32), (2600, 1, 80)], "margins": [(3, 2, 16), (3, 1, 64)]}
+    layers = {
+        "rows": [(1200, 2, 32, 1), (2600, 1, 80, 1)],
+        "margins": [(3, 2, 16, 1), (3, 1, 64, 1)],
+        "pixels": [(8, 2, 8, 32), (16, 1, 8, 24)],
+    }
     share_a_kernel(
         [
-            Gradient(2, (Window(9, 3, s, 1, 1, 1), Window(17, 3, s, 1, 1, 1)), ic, oc)
-            for ic, s, oc in layers[copies]
+            Gradient(2, (Window(9, 3, s, 1, 1, 1), Window(17, 3, s, 1, 1, 1)), ic, oc, groups)
+            for ic, s, oc, groups in layers[copies]
         ]
     )
 

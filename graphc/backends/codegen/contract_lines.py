@@ -78,7 +78,7 @@ class LinesEmitter:
         taps, rows, cols, depth, _ = t.most
         self.b_step = t.tile_cols * size
         self.a_step = f.mul(self.left.strides[self.t.along], size)
-        self.copy_step = str(row_pitch(t) * size) if t.copies == "rows" else self.a_step
+        self.copy_step = self._copy_step()
         self.c_row = (-(-cols // LANES) + 1) * LANES * size
         panels = -(-cols // t.tile_cols)
         needed = {
@@ -99,6 +99,16 @@ class LinesEmitter:
             self.scratch[what] = f.offset(memory, at)
             at += -(-n // 64) * 64
         f.emit(f"store <64 x i8> zeroinitializer, ptr {self.scratch['zeros']}, align 64")
+
+    def _copy_step(self) -> str:
+        """Bytes from one step of k to the next where the tile reads A."""
+        t = self.t
+        if t.copies == "rows":
+            return str(row_pitch(t) * self.itemsize)
+        if t.copies != "pixels":
+            return self.a_step
+        width = self.f.mul(size_of(self.f, t.rows.extents[1:]), self.itemsize)
+        return self.f.mul(self.left.guards[t.margin].coefs[t.along], width)
 
     # ---- blocks
 
@@ -232,13 +242,13 @@ class LinesEmitter:
         joins = self._both(f"icmp eq i64 {a}, {a_end}", f"icmp eq i64 {b}, {b_end}")
         joins = f.value(f"and i1 {joins}, {f.value(f'icmp ne i64 {number}, 0')}")
         empty = f.value(f"icmp eq i64 {inside}, 0")
-        goes_on = f.value(f"or i1 {joins}, {empty}") if t.copies != "margins" else empty
+        goes_on = f.value(f"or i1 {joins}, {empty}") if not t.margins else empty
 
         def either(yes: str, no: str, which: str = goes_on) -> str:
             return f.value(f"select i1 {which}, i64 {yes}, i64 {no}")
 
         a_run, b_run = either(a_run, a), either(b_run, b)
-        if t.copies == "margins":
+        if t.margins:
             step = self.left.guards[t.margin].coefs[t.along]
             index = either(index, f.add(record[1 + t.margin], f.mul(low, step)))
         length = f.add(inside, either(length, "0"))
@@ -280,7 +290,7 @@ class LinesEmitter:
         """The part of the steps from low to high of a line that all guards let pass."""
         f = self.f
         for i, (guard, at) in enumerate(zip(self.left.guards, record[1:], strict=True)):
-            if self.t.copies == "margins" and i == self.t.margin:
+            if self.t.margins and i == self.t.margin:
                 continue
             coef = guard.coefs.get(self.t.along)
             if coef is None:
@@ -306,7 +316,7 @@ class LinesEmitter:
             rows = (self.low, f.sub(self.row1, self.low))
             copy_rows(f, p, runs, t, rows, self.scratch["a"])
         else:
-            copy_margins(f, p, runs, t, f.dim(t.rows.extents[0]), self.scratch["a"])
+            copy_margins(f, p, runs, t, self.scratch["a"])
 
     def _multiply(self, count: str, first: str, c: str, tap: str) -> None:
         """Run the register tile over the rows and columns of the block, at one tap.

@@ -3,7 +3,8 @@
 `rows` copies the rows of the block at every step next to each other: steps that are a large power
 of two apart share few sets of the caches, and each lies in a page of its own.  `margins` copies
 whole runs of a line with zeros where a guard ends it: the elements at all taps along that line are
-then rows side by side, one step further for the next step of k.
+then rows side by side, one step further for the next step of k.  `pixels` does the same where the
+channels of a line that are wanted, being those of a group, lie apart.
 Imports: contract_access, contract_lines_tiling, contract_packing, text.
 """
 
@@ -13,6 +14,7 @@ from graphc.backends.codegen.contract_access import Operand
 from graphc.backends.codegen.contract_lines_tiling import LineTiling
 from graphc.backends.codegen.contract_microkernel import lanes_below, masked_load, prefetch
 from graphc.backends.codegen.contract_packing import Packer
+from graphc.backends.codegen.contract_parts import size_of
 from graphc.backends.codegen.text import FunctionText
 
 WORDS = 5
@@ -84,12 +86,10 @@ def fetch_rows(
     f.close_loop(loop, [f.offset(run, RUN_BYTES)])
 
 
-def copy_margins(
-    f: FunctionText, p: Packer, runs: tuple[str, str], t: LineTiling, taps: str, to: str
-) -> None:
-    """Copy what all `taps` along a line need of each run, and zeros outside the guard."""
+def copy_margins(f: FunctionText, p: Packer, runs: tuple[str, str], t: LineTiling, to: str) -> None:
+    """Copy what all taps along a line need of each run, and zeros outside the guard."""
     guard = p.operand.guards[t.margin]
-    width = p.operand.strides[t.rows.axes[0]]
+    width, taps = size_of(f, t.rows.extents[1:]), f.dim(t.rows.extents[0])
     count, first = runs
     zero = f"<{p.lanes} x {p.scalar}> zeroinitializer"
     loop = f.open_loop(0, count, 1, [("ptr", first), ("i64", "0")])
@@ -100,25 +100,39 @@ def copy_margins(
     length = f.add(last, taps)
     begins = f.smin(f.smax(f.sub("0", index), 0), length)
     ends = f.smax(f.smin(f.sub(guard.limit, index), length), begins)
-    begins, ends, length = (f.mul(x, width) for x in (begins, ends, length))
     source = f.offset(p.operand.base, read_run(f, run, 3))
     target = f.offset(to, at)
 
     def clear(start: str, stop: str) -> None:
         """Whole vectors: what is written too much is overwritten by what follows."""
-        cleared = f.open_loop(start, stop, p.lanes)
+        cleared = f.open_loop(f.mul(start, width), f.mul(stop, width), p.lanes)
         here = f.offset(target, f.mul(cleared.index, p.itemsize))
         f.emit(f"store {zero}, ptr {here}, align {p.itemsize}")
         f.close_loop(cleared)
 
     clear("0", begins)
+    if t.copies == "pixels":
+        apart = p.operand.strides[t.rows.axes[0]]
+        each = f.open_loop(begins, ends, 1)
+        here = f.offset(source, f.mul(f.mul(each.index, apart), p.itemsize))
+        there = f.offset(target, f.mul(f.mul(each.index, width), p.itemsize))
+        _copy(f, p, here, there, "0", width)
+        f.close_loop(each)
+    else:
+        _copy(f, p, source, target, f.mul(begins, width), f.mul(ends, width))
+    clear(ends, length)
+    f.close_loop(
+        loop, [f.offset(run, RUN_BYTES), f.add(at, f.mul(f.mul(length, width), p.itemsize))]
+    )
+
+
+def _copy(f: FunctionText, p: Packer, source: str, target: str, begins: str, ends: str) -> None:
+    """Copy elements, the last ones with a mask, though a whole vector is written."""
     copy = f.open_loop(begins, ends, p.lanes)
     moved = f.mul(copy.index, p.itemsize)
     mask = lanes_below(f, p, f.sub(ends, copy.index))
     _store(f, p, masked_load(f, p, f.offset(source, moved), mask), f.offset(target, moved))
     f.close_loop(copy)
-    clear(ends, length)
-    f.close_loop(loop, [f.offset(run, RUN_BYTES), f.add(at, f.mul(length, p.itemsize))])
 
 
 def _store(f: FunctionText, p: Packer, x: str, address: str) -> None:

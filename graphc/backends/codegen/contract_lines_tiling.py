@@ -60,7 +60,8 @@ class LineTiling:
     """The cut.  The row axes are `taps` followed by `rows`, which are contiguous in A.
 
     `copies` says how A is copied (see contract_lines_copy), '' where it is read in place.  With
-    'margins' the first axis of `rows` has guard `margin` in common with the last axis of k.
+    'margins' and 'pixels' the first axis of `rows` has guard `margin` in common with the last axis
+    of k.
     """
 
     taps: Group
@@ -86,6 +87,11 @@ class LineTiling:
     @property
     def tile_cols(self) -> int:
         return self.tile_vectors * self.lanes
+
+    @property
+    def margins(self) -> bool:
+        """Whether lines of A are copied with margins, for all taps along them."""
+        return self.copies in ("margins", "pixels")
 
     @property
     def code(self) -> tuple[Any, ...]:
@@ -169,15 +175,16 @@ def _with_margins(form: _Form) -> _Form | None:
     tap, width = form.taps.axes[-1], form.rows.size
     for i, term in enumerate(guarded(form.left)):
         coefs = dict(term.axes)
-        step = coefs.get(form.along)
-        if coefs.get(tap) != 1 or term.stride != width or not isinstance(step, int):
+        step, apart = coefs.get(form.along), term.stride
+        if coefs.get(tap) != 1 or not isinstance(step, int) or not isinstance(apart, int):
             continue
-        if linear(form.left, tap) != width:
+        if linear(form.left, tap) != apart:
             continue
         taps, extents = form.taps.axes[:-1], form.taps.extents
         rows = Group((tap, *form.rows.axes), (extents[-1], *form.rows.extents))
         outer = Group(taps, extents[:-1])
-        return replace(form, taps=outer, rows=rows, copies="margins", margin=i)
+        copies = "margins" if apart == width else "pixels"
+        return replace(form, taps=outer, rows=rows, copies=copies, margin=i)
     return None
 
 
@@ -222,7 +229,7 @@ def _tiling(c: Contraction, form: _Form, target: Target) -> LineTiling | None:
         room = _margin_room(choice, line)
         if room * itemsize > MARGIN_BYTES:
             continue
-        cost = cost * assumed_size(choice.taps) * (1.1 if room else 1.0)
+        cost = cost * assumed_size(choice.taps) * _copy_cost(choice)
         found.append((cost, len(found), choice, (high, vectors, half), room))
     if not found:
         return None
@@ -257,15 +264,26 @@ def _copied_rows(form: _Form, itemsize: int) -> _Form:
     return replace(form, copies="rows") if far else form
 
 
+def _copy_cost(form: _Form) -> float:
+    """What copying adds to multiplying: each element copied serves some columns."""
+    if not form.copies:
+        return 1.0
+    taps = assumed(form.rows.extents[0]) if form.copies != "rows" else 1
+    width = assumed_size(form.rows) // max(taps, 1)
+    each = 0.0 if form.copies == "margins" else (0.2 + 2 / max(width, 1)) / max(taps, 1)
+    cost = 1 + 16 * each / max(min(assumed_size(form.cols), 256), 1)
+    return cost if form.copies == "rows" else cost + 0.1
+
+
 def _margin_room(form: _Form, line: int) -> int:
     """Elements that a slice takes with its margins; 0 if it is copied without."""
-    if form.copies != "margins":
+    if form.copies not in ("margins", "pixels"):
         return 0
-    term = guarded(form.left)[form.margin]
-    step, width = dict(term.axes)[form.along], term.stride
-    assert isinstance(step, int) and isinstance(width, int)
+    step = dict(guarded(form.left)[form.margin].axes)[form.along]
+    assert isinstance(step, int)
+    taps = assumed(form.rows.extents[0])
     runs = DEPTH // max(line, 1) + 2
-    return (DEPTH * step + runs * assumed(form.rows.extents[0])) * width + 64
+    return (DEPTH * step + runs * taps) * (assumed_size(form.rows) // taps) + 64
 
 
 def _register_tile(
