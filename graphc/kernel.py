@@ -370,7 +370,13 @@ def packed_shape(c: Contraction, panel: int) -> tuple[DimLike, DimLike, DimLike,
 _PARTS = (LoopKernel, Contraction, Stage, Store, Accumulator, Access, Term, Ragged, Cut)
 """What a kernel consists of besides expressions, sizes and numbers."""
 
-_FIELDS = {part: tuple(f.name for f in fields(part)) for part in _PARTS}
+_FIELDS: dict[Any, tuple[str, ...]] = {p: tuple(f.name for f in fields(p)) for p in _PARTS}
+
+_HOLDERS = frozenset((LoopKernel, Contraction, Stage, Store, Accumulator))
+"""The parts that have expressions."""
+
+_DONE = object()
+"""Marks an expression whose operands have been visited."""
 
 
 def sizes_of(kernel: Kernel) -> tuple[Dim, ...]:
@@ -380,18 +386,17 @@ def sizes_of(kernel: Kernel) -> tuple[Dim, ...]:
     stack: list[Any] = [kernel]
     while stack:
         part = stack.pop()
-        if isinstance(part, Dim):
+        kind = type(part)
+        if kind is tuple:
+            stack.extend(part[::-1])
+        elif kind is Dim:
             found[part] = None
-        elif isinstance(part, tuple):
-            stack.extend(reversed(part))
-        elif isinstance(part, Expr):
+        elif kind is Expr:
             if id(part) not in visited:
                 visited.add(id(part))
-                stack.extend((part.args, part.value))
-        else:
-            names = _FIELDS.get(type(part))
-            if names is not None:
-                stack.extend([getattr(part, name) for name in reversed(names)])
+                stack += (part.args, part.value)
+        elif kind in _FIELDS:
+            stack.extend([getattr(part, name) for name in reversed(_FIELDS[kind])])
     return tuple(found)
 
 
@@ -403,20 +408,18 @@ def rebuild(kernel: Kernel, changed: Callable[[Any], Any]) -> Kernel:
     done: dict[int, Expr] = {}
 
     def rebuilt(part: Any) -> Any:
-        if isinstance(part, tuple):
+        kind: Callable[..., Any] = type(part)
+        if kind is tuple:
             return tuple([rebuilt(x) for x in part])
-        if isinstance(part, Expr):
+        if kind is Expr:
             return done[id(part)]
-        if not isinstance(part, _PARTS):
-            if isinstance(part, Dim):
-                new = changed(part)
-                return part if new is None else new
+        names = _FIELDS.get(kind)
+        if names is None and kind is not Dim:
             return part
         new = changed(part)
         if new is not None:
             return new
-        make: Callable[..., Any] = type(part)
-        return make(*[rebuilt(getattr(part, name)) for name in _FIELDS[type(part)]])
+        return part if names is None else kind(*[rebuilt(getattr(part, name)) for name in names])
 
     for e in expressions_of(kernel):
         made = Expr(e.op, rebuilt(e.args), rebuilt(e.value), e.dtype)
@@ -430,20 +433,20 @@ def expressions_of(kernel: Kernel) -> list[Expr]:
     """Every expression of a kernel, each after its operands.  Depth is not limited."""
     order: list[Expr] = []
     visited: set[int] = set()
-    stack: list[tuple[Any, bool]] = [(kernel, False)]
+    stack: list[Any] = [kernel]
     while stack:
-        part, done = stack.pop()
-        if done:
-            order.append(part)
-        elif isinstance(part, tuple):
-            stack.extend((x, False) for x in part)
-        elif isinstance(part, Expr):
+        part = stack.pop()
+        kind = type(part)
+        if part is _DONE:
+            order.append(stack.pop())
+        elif kind is tuple:
+            stack.extend(part)
+        elif kind is Expr:
             if id(part) not in visited:
                 visited.add(id(part))
-                stack.append((part, True))
-                stack.extend((a, False) for a in part.args)
-        elif isinstance(part, (LoopKernel, Contraction, Stage, Store, Accumulator)):
-            stack.extend([(getattr(part, name), False) for name in _FIELDS[type(part)]])
+                stack += (part, _DONE, *part.args)
+        elif kind in _HOLDERS:
+            stack.extend([getattr(part, name) for name in _FIELDS[kind]])
     return order
 
 

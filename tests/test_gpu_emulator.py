@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 from graphc.backends.gpu.emulator import EmulatedKernel, EmulatorError
 from graphc.backends.gpu.kernel_text import GpuKernel
+from graphc.errors import CompileError
 
 
 def buffer(array: np.ndarray) -> tuple[int, int]:
@@ -86,3 +89,336 @@ def test_a_loop_that_does_not_end_is_found() -> None:
     x = np.zeros(10, np.float32)
     with pytest.raises(EmulatorError, match="a loop that does not end"):
         EmulatedKernel(AXPY).launch(1, [buffer(x), buffer(x)], [10], budget=2)
+
+
+BARRIER = "call void @llvm.nvvm.barrier.cta.sync.aligned.all(i32 0)"
+
+DECLARED = """
+declare void @llvm.nvvm.barrier.cta.sync.aligned.all(i32)
+declare void @llvm.nvvm.bar.warp.sync(i32)
+declare float @llvm.nvvm.shfl.sync.down.f32(i32, float, i32, i32)
+declare i32 @llvm.nvvm.vote.ballot.sync(i32, i1)
+"""
+
+EVERY_ORDER = pytest.mark.parametrize(
+    ("reverse", "races"), [(False, "global"), (True, "global"), (False, "none"), (True, "shared")]
+)
+
+
+def shared(name: str, count: int) -> str:
+    return f"@{name} = internal addrspace(3) global [{count} x float] undef, align 16"
+
+
+def shuffles() -> str:
+    """Lines that add the lanes of a warp from %r32 down to %r1."""
+    lines = []
+    for by in (16, 8, 4, 2, 1):
+        before = f"%r{2 * by}"
+        lines.append(
+            f"%o{by} = call float @llvm.nvvm.shfl.sync.down.f32(i32 -1, float {before}, "
+            f"i32 {by}, i32 31)"
+        )
+        lines.append(f"%r{by} = fadd float {before}, %o{by}")
+    return "\n".join(lines)
+
+
+def row_sums(barrier: str = BARRIER) -> GpuKernel:
+    """A CTA of four warps adds a row: lanes by shuffles, warps through shared memory."""
+    return kernel_of(
+        f"""
+  %lane = and i32 %t, 31
+  %warp = lshr i32 %t, 5
+  %c64 = zext i32 %c to i64
+  %row = mul i64 %c64, %s0
+  %t64 = zext i32 %t to i64
+  br label %h
+h:
+  %k = phi i64 [ %t64, %entry ], [ %k1, %b ]
+  %r32 = phi float [ 0.0, %entry ], [ %next, %b ]
+  %more = icmp slt i64 %k, %s0
+  br i1 %more, label %b, label %x
+b:
+  %at = add i64 %row, %k
+  %p = getelementptr float, ptr %a0, i64 %at
+  %v = load float, ptr %p, align 4
+  %next = fadd float %r32, %v
+  %k1 = add i64 %k, 128
+  br label %h
+x:
+  {shuffles()}
+  %is0 = icmp eq i32 %lane, 0
+  br i1 %is0, label %put, label %after
+put:
+  %w64 = zext i32 %warp to i64
+  %sp = getelementptr float, ptr addrspace(3) @sums, i64 %w64
+  store float %r1, ptr addrspace(3) %sp, align 4
+  br label %after
+after:
+  {barrier}
+  %leads = icmp eq i32 %t, 0
+  br i1 %leads, label %last, label %out
+last:
+  %j = phi i64 [ 0, %after ], [ %j1, %last ]
+  %tot = phi float [ 0.0, %after ], [ %tot1, %last ]
+  %lp = getelementptr float, ptr addrspace(3) @sums, i64 %j
+  %lv = load float, ptr addrspace(3) %lp, align 4
+  %tot1 = fadd float %tot, %lv
+  %j1 = add i64 %j, 1
+  %jm = icmp slt i64 %j1, 4
+  br i1 %jm, label %last, label %write
+write:
+  %q = getelementptr float, ptr %a1, i64 %c64
+  store float %tot1, ptr %q, align 4
+  br label %out
+out:
+  ret void""",
+        buffers=2,
+        sizes=1,
+        threads=128,
+        before=DECLARED + shared("sums", 4),
+    )
+
+
+@EVERY_ORDER
+def test_shuffles_and_a_barrier(reverse: bool, races: str) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 1000)).astype(np.float32)
+    y = np.full(5, np.nan, np.float32)
+    EmulatedKernel(row_sums()).launch(
+        5, [buffer(x), buffer(y)], [1000], reverse=reverse, races=races
+    )
+    np.testing.assert_allclose(y, x.sum(1, dtype=float), rtol=1e-4)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_missing_barrier_is_found(reverse: bool) -> None:
+    x, y = np.ones((2, 256), np.float32), np.zeros(2, np.float32)
+    kernel = EmulatedKernel(row_sums(barrier=""))
+    with pytest.raises(EmulatorError, match=r"race in shared @sums|no thread has written.*@sums"):
+        kernel.launch(2, [buffer(x), buffer(y)], [256], reverse=reverse)
+
+
+def tree(inner: str = BARRIER) -> GpuKernel:
+    """A CTA adds 64 numbers in shared memory, with a barrier in the loop."""
+    return kernel_of(
+        f"""
+  %p = getelementptr float, ptr %a0, i64 %i
+  %x = load float, ptr %p, align 4
+  %t64 = zext i32 %t to i64
+  %mine = getelementptr float, ptr addrspace(3) @tile, i64 %t64
+  store float %x, ptr addrspace(3) %mine, align 4
+  br label %h
+h:
+  %step = phi i64 [ 32, %entry ], [ %half, %z ]
+  {BARRIER}
+  %in = icmp slt i64 %t64, %step
+  br i1 %in, label %y, label %z
+y:
+  %far = add i64 %t64, %step
+  %fp = getelementptr float, ptr addrspace(3) @tile, i64 %far
+  %a = load float, ptr addrspace(3) %mine, align 4
+  %b = load float, ptr addrspace(3) %fp, align 4
+  %sum = fadd float %a, %b
+  store float %sum, ptr addrspace(3) %mine, align 4
+  br label %z
+z:
+  %half = lshr i64 %step, 1
+  {inner}
+  %more = icmp sgt i64 %half, 0
+  br i1 %more, label %h, label %x1
+x1:
+  %is0 = icmp eq i64 %t64, 0
+  br i1 %is0, label %w, label %out
+w:
+  %total = load float, ptr addrspace(3) @tile, align 4
+  %c64 = zext i32 %c to i64
+  %q = getelementptr float, ptr %a1, i64 %c64
+  store float %total, ptr %q, align 4
+  br label %out
+out:
+  ret void""",
+        buffers=2,
+        sizes=0,
+        threads=64,
+        before=DECLARED + shared("tile", 64),
+    )
+
+
+@EVERY_ORDER
+def test_barriers_in_a_loop(reverse: bool, races: str) -> None:
+    x, y = np.arange(320, dtype=np.float32), np.zeros(5, np.float32)
+    EmulatedKernel(tree("")).launch(5, [buffer(x), buffer(y)], [], reverse=reverse, races=races)
+    np.testing.assert_array_equal(y, x.reshape(5, 64).sum(1))
+
+
+def test_a_read_too_far_in_shared_memory_is_found() -> None:
+    x, y = np.arange(64, dtype=np.float32), np.zeros(1, np.float32)
+    text = tree("").text.replace("phi i64 [ 32,", "phi i64 [ 33,")
+    kernel = GpuKernel("k", text, 2, 0, 64)
+    with pytest.raises(
+        EmulatorError, match=r"load of 4 bytes outside the 256 bytes of shared @tile"
+    ):
+        EmulatedKernel(kernel).launch(1, [buffer(x), buffer(y)], [])
+
+
+def in_part(lines: str, condition: str = "icmp slt i32 %t, 40", before: str = "") -> GpuKernel:
+    """A kernel that runs some lines on a part of its 64 threads."""
+    return kernel_of(
+        f"""
+  %is = {condition}
+  br i1 %is, label %y, label %z
+y:
+  {lines}
+  br label %z
+z:
+  ret void""",
+        buffers=1,
+        sizes=1,
+        threads=64,
+        before=DECLARED + before,
+    )
+
+
+SHUFFLE = "%o = call float @llvm.nvvm.shfl.sync.down.f32(i32 {}, float 1.0, i32 1, i32 31)"
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (in_part(BARRIER), "divergent barrier"),
+        (in_part("call void @llvm.nvvm.bar.warp.sync(i32 -1)"), "lanes of a warp diverge"),
+        (in_part(SHUFFLE.format(-1)), "lanes of a warp diverge"),
+        (in_part(SHUFFLE.format(255), "icmp slt i32 %t, 8"), "mask 0xff"),
+        (
+            in_part(
+                """%w = and i32 %t, 31
+  %p = getelementptr float, ptr addrspace(3) @tile, i32 %w
+  store float 1.0, ptr addrspace(3) %p, align 4""",
+                "icmp slt i32 %t, 64",
+                shared("tile", 32),
+            ),
+            "race in shared @tile with thread",
+        ),
+        (
+            in_part(
+                """%p = getelementptr float, ptr addrspace(3) @tile, i32 %t
+  %x = load float, ptr addrspace(3) %p, align 4""",
+                before=shared("tile", 64),
+            ),
+            "no thread has written in shared @tile",
+        ),
+        (
+            in_part(
+                """%p = getelementptr float, ptr %a0, i64 1
+  %x = load <4 x float>, ptr %p, align 16"""
+            ),
+            "misaligned load",
+        ),
+        (
+            in_part(
+                """br label %h
+h:
+  %k = phi i32 [ 0, %y ], [ %k1, %h ]
+  %k1 = add i32 %k, 1
+  call void @llvm.nvvm.bar.warp.sync(i32 -1)
+  br label %h
+never:""",
+                "icmp slt i32 %t, 64",
+            ),
+            "a loop that does not end",
+        ),
+    ],
+)
+def test_planted_faults(kernel: GpuKernel, message: str, reverse: bool) -> None:
+    x = np.zeros(64, np.float32)
+    aligned = x.ctypes.data // 16 * 16
+    with pytest.raises(EmulatorError, match=message):
+        EmulatedKernel(kernel).launch(1, [(aligned, 192)], [1], reverse=reverse, budget=1000)
+
+
+def global_store(index: str) -> GpuKernel:
+    return kernel_of(
+        f"""
+  %n = {index}
+  %p = getelementptr float, ptr %a0, i64 %n
+  store float 1.0, ptr %p, align 4
+  ret void""",
+        buffers=1,
+        sizes=0,
+        threads=64,
+    )
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_race_in_global_memory_is_found(reverse: bool) -> None:
+    x = np.zeros(200, np.float32)
+    EmulatedKernel(global_store("add i64 %i, 1")).launch(3, [buffer(x)], [], races="global")
+    same = EmulatedKernel(global_store("and i64 %i, 127"))
+    same.launch(3, [buffer(x)], [], reverse=reverse)  # nobody asked
+    with pytest.raises(EmulatorError, match=r"race in argument 0 with CTA [02], thread"):
+        same.launch(3, [buffer(x)], [], reverse=reverse, races="global")
+
+
+def test_arguments_that_overlap_share_their_races() -> None:
+    x = np.zeros(256, np.float32)
+    kernel = kernel_of(
+        """
+  %p = getelementptr float, ptr %a0, i64 %i
+  %x = load float, ptr %p, align 4
+  %q = getelementptr float, ptr %a1, i64 %i
+  store float %x, ptr %q, align 4
+  ret void""",
+        buffers=2,
+        sizes=0,
+        threads=64,
+    )
+    whole, moved = buffer(x), (x.ctypes.data + 4, x.nbytes - 4)
+    EmulatedKernel(kernel).launch(3, [whole, whole], [], races="global")
+    with pytest.raises(EmulatorError, match=r"race in argument 0 with CTA 0, thread 0"):
+        EmulatedKernel(kernel).launch(3, [whole, moved], [], races="global")
+
+
+def test_votes() -> None:
+    kernel = kernel_of(
+        """
+  %odd = trunc i32 %t to i1
+  %bits = call i32 @llvm.nvvm.vote.ballot.sync(i32 -1, i1 %odd)
+  %p = getelementptr i32, ptr %a0, i64 %i
+  store i32 %bits, ptr %p, align 4
+  ret void""",
+        buffers=1,
+        sizes=0,
+        threads=64,
+        before=DECLARED,
+    )
+    x = np.zeros(64, np.uint32)
+    EmulatedKernel(kernel).launch(1, [buffer(x)], [])
+    assert (x == 0xAAAAAAAA).all()
+
+
+def test_kernels_run_from_several_threads_at_once() -> None:
+    kernel = EmulatedKernel(row_sums())
+
+    def run(seed: int) -> bool:
+        x = np.random.default_rng(seed).standard_normal((9, 300)).astype(np.float32)
+        y = np.zeros(9, np.float32)
+        for _ in range(20):
+            kernel.launch(9, [buffer(x), buffer(y)], [300])
+        return np.allclose(y, x.sum(1), rtol=1e-4, atol=1e-4)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(8)))
+
+
+def test_what_is_not_known_is_refused() -> None:
+    body = """
+  %x = call float @llvm.nvvm.no.such.f32(float 1.0)
+  ret void"""
+    with pytest.raises(CompileError, match=r"does not know llvm.nvvm.no.such.f32"):
+        EmulatedKernel(kernel_of(body, 1, 0, 32)).launch(1, [(0, 0)], [])
+    body = """
+  %p = inttoptr i64 %s0 to ptr
+  store float 1.0, ptr %p, align 4
+  ret void"""
+    with pytest.raises(CompileError, match="cannot tell what %p points to"):
+        EmulatedKernel(kernel_of(body, 1, 1, 32)).launch(1, [(0, 0)], [0])

@@ -155,21 +155,19 @@ class _General:
         return tuple(axes)
 
     def _changed(self, part: Any) -> Any:
-        keep = self._keep
-        if isinstance(part, Dim):
+        kind = type(part)
+        if kind is Expr:
+            return self._expression(part)
+        if kind is Access:
+            terms = tuple([self._term(t) for t in part.terms])
+            return Access(part.buf, terms, self._number(part.offset, self._keep.offset))
+        if kind is Dim:
             return self._number(part, 0)
-        if isinstance(part, Term):
-            return self._term(part)
-        if isinstance(part, Access):
-            terms = tuple(self._term(t) for t in part.terms)
-            return Access(part.buf, terms, self._number(part.offset, keep.offset))
-        if isinstance(part, Ragged):
+        if kind is Ragged:
             chunk, total = self._put(part.chunk), self._put(part.total)
             return Ragged(part.axis, part.chunk_axis, chunk, total)
-        if isinstance(part, Cut):
+        if kind is Cut:
             return Cut(part.code, tuple(self._put(n) for n in part.numbers))
-        if isinstance(part, Expr):
-            return self._expression(part)
         return None
 
     def _term(self, t: Term) -> Term:

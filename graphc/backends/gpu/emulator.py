@@ -1,29 +1,43 @@
 """Kernels for a GPU, run by the host: the same text, every access checked, no thread at random.
 
-A kernel is rewritten line by line (`emulator_rewrite`), compiled once per process, and launched
-with the buffers it may touch.  Threads run one after another, in ascending or descending order, so
-that a launch gives the same bits each time; what a GPU would leave undefined is a fault that names
-the kernel, the line, the CTA and the thread.  Imports: emulator_context, emulator_rewrite,
-emulator_text, kernel_text, backends.llvm, errors.
+A kernel is rewritten line by line (`emulator_rewrite`, `emulator_threads`), compiled once per
+process, and launched with the buffers it may touch.  Threads run one after another, in ascending or
+descending order, so that a launch gives the same bits each time; what a GPU would leave undefined
+is a fault that names the kernel, the line, the CTA and the thread.
+Imports: emulator_context, emulator_faults, emulator_memory, emulator_rewrite, emulator_runtime,
+emulator_text, emulator_threads, emulator_warp, kernel_text, backends.llvm, errors.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
-from graphc.backends.gpu.emulator_context import CONTEXT, FAULTS, PARAMETER, context_word
-from graphc.backends.gpu.emulator_rewrite import Site, loop_text
+from graphc.backends.gpu.emulator_context import CONTEXT, RUNTIME, context_word
+from graphc.backends.gpu.emulator_faults import fault_message
+from graphc.backends.gpu.emulator_memory import LaunchMemory, Shape
+from graphc.backends.gpu.emulator_rewrite import Site, granules_of, loop_text
+from graphc.backends.gpu.emulator_runtime import runtime_text
 from graphc.backends.gpu.emulator_text import parse_kernel
+from graphc.backends.gpu.emulator_threads import copies, thread_text, waits
+from graphc.backends.gpu.emulator_warp import PRODUCTS, product_text, warp_text
 from graphc.backends.gpu.kernel_text import GpuKernel
+from graphc.backends.llvm.coroutines import split_coroutines
 from graphc.backends.llvm.jit import JIT
 from graphc.backends.llvm.target import Target, compile_lock
 from graphc.errors import GraphcError
 
 STEP_BUDGET = 1 << 28
 """How many iterations of loops one thread may make before it counts as one that never ends."""
+
+RACES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "shared": ("shared",),
+    "global": ("shared", "global"),
+}
+"""In which memory the order of accesses is checked, by what a launch asks for."""
 
 _OPTIMIZATION = 1
 
@@ -34,17 +48,20 @@ class EmulatorError(GraphcError, RuntimeError):
 
 @dataclass(frozen=True)
 class _Compiled:
-    """A kernel's code on the host."""
+    """A kernel's code on the host, what memory a launch of it needs, and what it calls."""
 
     address: int
     sites: Sequence[Site]
+    shape: Shape
+    functions: Sequence[int]
 
 
+@dataclass(frozen=True)
 class EmulatedKernel:
     """A kernel for a GPU, compiled for the host when it is first launched."""
 
-    def __init__(self, kernel: GpuKernel) -> None:
-        self.kernel = kernel
+    kernel: GpuKernel
+    _made: dict[str, _Compiled] = field(default_factory=dict, repr=False, compare=False)
 
     def launch(
         self,
@@ -53,11 +70,15 @@ class EmulatedKernel:
         sizes: Sequence[int],
         *,
         reverse: bool = False,
+        races: str = "shared",
         budget: int = STEP_BUDGET,
     ) -> None:
         """Run `blocks` CTAs; a buffer is (address, bytes).  Raises EmulatorError for a fault.
 
-        With `reverse` the last CTA and the last thread of each go first.
+        With `reverse` the last CTA and the last thread of each go first.  `races` says where two
+        threads that nothing orders must not touch the same bytes, one of them writing: 'none',
+        'shared' memory, or 'global' memory too, which takes twice as long and eight times the
+        memory.
         """
         kernel = self.kernel
         if (len(buffers), len(sizes)) != (kernel.buffers, kernel.sizes):
@@ -65,77 +86,86 @@ class EmulatedKernel:
                 f"{kernel.name} takes {kernel.buffers} buffers and {kernel.sizes} sizes, "
                 f"not {len(buffers)} and {len(sizes)}"
             )
-        compiled = _compiled(kernel)
-        rows = [(address, size, 0) for address, size in buffers] + [(n, 0, 0) for n in sizes]
-        table = (ctypes.c_int64 * (len(PARAMETER) * len(rows) + 1))(*(w for r in rows for w in r))
-        context = (ctypes.c_int64 * len(CONTEXT))()
-        for word, value in {
-            "blocks": blocks,
-            "threads": kernel.threads,
-            "reversed": int(reverse),
-            "budget": budget,
-            "parameters": ctypes.addressof(table),
-        }.items():
-            context[context_word(word)] = value
-        _ENTRY(compiled.address)(ctypes.addressof(context))
-        if context[0]:
-            raise EmulatorError(self._message(compiled, list(context), buffers))
-
-    def _message(
-        self, compiled: _Compiled, context: Sequence[int], buffers: Sequence[tuple[int, int]]
-    ) -> str:
-        found = dict(zip(CONTEXT, context, strict=True))
-        site = compiled.sites[found["site"] - 1]
-        what = _fault_text(FAULTS[found["fault"]], site, found["value"], buffers)
-        return (
-            f"{self.kernel.name}: {what}, CTA {found['cta']}, thread {found['thread']}, "
-            f"at: {site.line}"
+        compiled = self._made.get(races)
+        if compiled is None:
+            compiled = self._made[races] = _compiled(kernel, races)
+        memory = LaunchMemory(compiled.shape, buffers, sizes)
+        context = memory.context(
+            compiled.functions, blocks=blocks, reversed=int(reverse), budget=budget
         )
-
-
-def _fault_text(fault: str, site: Site, value: int, buffers: Sequence[tuple[int, int]]) -> str:
-    """What went wrong, in words."""
-    if fault == "budget":
-        return "a loop that does not end"
-    assert fault == "access" and site.access is not None
-    access = site.access
-    value %= 1 << 64
-    if value % access.align:
-        return f"misaligned {access.kind}: address {value:#x} is no multiple of {access.align}"
-    places = []
-    for root in site.roots:
-        if root.space != "global":
-            places.append(f"the {root.bytes} bytes of {root.space} {root.name}")
-            continue
-        address, size = buffers[root.number]
-        places.append(f"argument {root.number}: byte {value - address} of {size}")
-    return f"{access.kind} of {access.bytes} bytes outside {' and '.join(places)}"
+        _ENTRY(compiled.address)(ctypes.addressof(context))
+        if context[context_word("fault")]:
+            found = dict(zip(CONTEXT, context, strict=True))
+            raise EmulatorError(fault_message(kernel.name, found, compiled.sites, buffers))
 
 
 # ---- code
 
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_THREAD = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
-_jit: JIT | None = None
-_known: dict[tuple[str, int], _Compiled] = {}
-_lock = threading.Lock()
+_known: dict[tuple[str, str, int, str], _Compiled] = {}
 
 
-def _compiled(kernel: GpuKernel) -> _Compiled:
+def _compiled(kernel: GpuKernel, races: str) -> _Compiled:
     """The code of a kernel, compiled once per process."""
-    key = kernel.text, kernel.threads
-    found = _known.get(key)
-    if found is None:
-        with compile_lock:
-            found = _known.get(key)
-            if found is None:
-                found = _known[key] = _compile(kernel)
+    key = kernel.name, kernel.text, kernel.threads, races
+    with compile_lock:
+        found = _known.get(key)
+        if found is None:
+            found = _known[key] = _compile(kernel, RACES[races])
     return found
 
 
-def _compile(kernel: GpuKernel) -> _Compiled:
-    global _jit
-    if _jit is None:
-        _jit = JIT(Target(optimization=_OPTIMIZATION))
-    text, sites = loop_text(parse_kernel(kernel.text, kernel.name), kernel.threads)
-    return _Compiled(_jit.compile_text(text, ["emulate"])["emulate"], sites)
+def _compile(kernel: GpuKernel, spaces: Sequence[str]) -> _Compiled:
+    parsed = parse_kernel(kernel.text, kernel.name)
+    granules = granules_of(parsed, spaces)
+    shape = Shape(
+        kernel.threads, parsed.shared_bytes, len(parsed.parameters), granules, copies(parsed)
+    )
+    if not waits(parsed):
+        text, sites, called = loop_text(parsed, kernel.threads, granules)
+        address = _jit().compile_text(text, ["emulate"])["emulate"]
+        return _Compiled(address, sites, shape, _functions(called))
+    text, sites, called = thread_text(parsed, kernel.threads, granules)
+    address = _jit().compile_text(text, ["emulate.thread"], split_coroutines)["emulate.thread"]
+    return _Compiled(
+        _runtime()["emu.grid"],
+        sites,
+        shape.of_threads(address, _frame_bytes(address, shape)),
+        _functions(called),
+    )
+
+
+def _frame_bytes(address: int, shape: Shape) -> int:
+    """How large the frame of a thread is: it says so where it finds none at all."""
+    memory = LaunchMemory(shape, (), [0] * shape.parameters)
+    context = memory.context(_functions(()), stride=0)
+    _THREAD(address)(ctypes.addressof(context), 0, 0)
+    return int(context[context_word("needed")])
+
+
+@cache
+def _jit() -> JIT:
+    return JIT(Target(optimization=_OPTIMIZATION))
+
+
+@cache
+def _runtime() -> Mapping[str, int]:
+    """The functions that kernels share, but matrix products."""
+    names = ["emu.grid", *(f"emu.{name}" for name in RUNTIME)]
+    return _jit().compile_text(runtime_text() + warp_text(), names, split_coroutines)
+
+
+@cache
+def _product(name: str) -> int:
+    """The function of a matrix product."""
+    product = next(p for p in PRODUCTS.values() if p.name == name)
+    return _jit().compile_text(product_text(product), [f"emu.{name}"])[f"emu.{name}"]
+
+
+def _functions(called: Sequence[str]) -> Sequence[int]:
+    """The addresses of the functions of RUNTIME, and of those products that are called."""
+    with compile_lock:
+        products = [_product(p.name) if p.name in called else 0 for p in PRODUCTS.values()]
+        return [*(_runtime()[f"emu.{name}"] for name in RUNTIME), *products]

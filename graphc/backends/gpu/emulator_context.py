@@ -6,6 +6,8 @@ follow in a table of their own.  Imports: nothing of graphc.
 
 from __future__ import annotations
 
+import re
+
 CONTEXT = (
     "fault",  # 0, or which fault was the first
     "site",  # the number of the line it happened at
@@ -28,12 +30,42 @@ CONTEXT = (
     "epoch",  # counts the barriers of all CTAs so far
     "phase",  # counts the meetings of all warps so far
     "first_epoch",  # the epoch this CTA began with
-    "current",  # the CTA that runs
+    "thread_function",  # begins a thread
+    "functions",  # the addresses of `RUNTIME` and of matrix products
+    "shared_bytes",
+    "shared_granule",  # the logarithm of the bytes that share a shadow
+    "copying",  # whether threads copy asynchronously
 )
+
+RUNTIME = (
+    "record",
+    "touch",
+    "touch.global",
+    "copy",
+    "commit",
+    "deliver",
+    "ballot",
+    "source.down",
+    "source.up",
+    "source.bfly",
+    "source.idx",
+)
+"""Functions that kernels call, in the order of their addresses; matrix products follow."""
 
 PARAMETER = ("value", "bytes", "shadow")
 
-FAULTS = ("none", "access", "budget", "race", "unwritten", "undelivered", "barrier", "warp", "mask")
+FAULTS = (
+    "none",
+    "access",
+    "budget",
+    "race",
+    "unwritten",
+    "undelivered",
+    "barrier",
+    "warp",
+    "mask",
+    "copies",
+)
 """Kinds of faults, by number."""
 
 
@@ -54,10 +86,27 @@ def load_word(target: str, word: str, kind: str = "i64") -> list[str]:
     ]
 
 
-def store_word(word: str, value: str, tag: str) -> list[str]:
-    """Lines that write a word of the context; `tag` makes the names unique."""
-    at = f"%emu.set.{word}.{tag}"
-    return [
-        f"{at} = getelementptr i64, ptr %emu, i64 {context_word(word)}",
-        f"store i64 {value}, ptr {at}, align 8",
-    ]
+def expand(text: str) -> str:
+    """Write out `WORD name`, a word of the context, `PUT name, value`, and names of faults."""
+    count = 0
+
+    def word(found: re.Match[str]) -> str:
+        nonlocal count
+        count += 1
+        name, kind, which = found.groups()
+        return (
+            f"  %emu.at{count} = getelementptr i64, ptr %emu, i64 {context_word(which)}\n"
+            f"  {name} = load {kind}, ptr %emu.at{count}, align 8"
+        )
+
+    def put(found: re.Match[str]) -> str:
+        nonlocal count
+        count += 1
+        return (
+            f"  %emu.at{count} = getelementptr i64, ptr %emu, i64 {context_word(found.group(1))}\n"
+            f"  store i64 {found.group(2)}, ptr %emu.at{count}, align 8"
+        )
+
+    text = re.sub(r"  (%[\w.]+) = WORD (i64|ptr) (\w+)", word, text)
+    text = re.sub(r"  PUT (\w+), (\S+)", put, text)
+    return re.sub(r"FAULT_(\w+)", lambda found: str(fault_number(found.group(1))), text)

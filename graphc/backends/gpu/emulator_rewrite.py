@@ -2,7 +2,7 @@
 
 A kernel whose threads never wait for each other becomes two loops, over CTAs and their threads,
 around its body.  The others become coroutines: see `emulator_threads`.
-Imports: emulator_context, emulator_text, errors.
+Imports: emulator_context, emulator_rounding, emulator_shadow, emulator_text, emulator_warp, errors.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import gcd
 
-from graphc.backends.gpu.emulator_context import PARAMETER, fault_number, load_word, store_word
+from graphc.backends.gpu.emulator_context import PARAMETER, RUNTIME, fault_number, load_word
+from graphc.backends.gpu.emulator_rounding import bfloat_lines, tf32_lines
+from graphc.backends.gpu.emulator_shadow import GLOBAL_SHADOW_BYTES, SHADOW_BYTES
 from graphc.backends.gpu.emulator_text import (
     Access,
     KernelText,
@@ -19,6 +22,7 @@ from graphc.backends.gpu.emulator_text import (
     access_of,
     pointer_roots,
 )
+from graphc.backends.gpu.emulator_warp import PRODUCTS
 from graphc.errors import CompileError
 
 _SPACE = re.compile(r" addrspace\(\d\)")
@@ -26,10 +30,6 @@ _CAST = re.compile(r"^(%[\w.$]+) = addrspacecast ptr (\S+) to ptr$")
 _METADATA = re.compile(r", ![\w.]+.*$")
 _INTRINSIC = re.compile(r"^(?:(%[\w.$]+) = )?.*?call .*?@llvm\.nvvm\.([\w.]+)\((.*)\)")
 _PHI_FROM = re.compile(r", %([-\w.$]+) \]")
-_BFLOAT = re.compile(
-    r"^(%[\w.$]+) = fptrunc (?:\w+ )*?((?:<\d+ x )?float>?) (\S.*) to (.*bfloat>?)$"
-)
-_BFLOAT_ARITHMETIC = re.compile(r" = (?:f(?:add|sub|mul|div|rem)|[su]itofp|fcmp|fptrunc) .*bfloat")
 
 INDICES = {
     "read.ptx.sreg.tid.x": "%emu.thread",
@@ -55,12 +55,14 @@ class Site:
 class HostText:
     """The host's text while it is written.
 
-    final   the block that each of the kernel's own blocks ends in
+    final     the block that each of the kernel's own blocks ends in
+    granules  bytes of global and of shared memory that share a shadow, where accesses are recorded
     """
 
     kernel: KernelText
     threads: int
     roots: Mapping[str, Sequence[Root]]
+    granules: Mapping[str, int]
     sites: list[Site] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     start: list[str] = field(default_factory=list)
@@ -69,6 +71,7 @@ class HostText:
     block: str = ""
     _count: int = 0
     _limits: dict[tuple[str, int], str] = field(default_factory=dict)
+    functions: list[str] = field(default_factory=list)
 
     # ---- lines, names, blocks
 
@@ -107,6 +110,8 @@ class HostText:
         for word in ("blocks", "threads", "reversed", "budget"):
             self.start += load_word(f"%emu.{word}", word)
         self.start += load_word("%emu.table", "parameters", "ptr")
+        self.start += load_word("%emu.functions", "functions", "ptr")
+        self.runtime("record")
         self.start += [
             "%emu.blocks.i32 = trunc i64 %emu.blocks to i32",
             "%emu.steps = alloca i64, align 8",
@@ -115,6 +120,8 @@ class HostText:
             self._parameter(i, kind, name)
         if self.kernel.shared_bytes:
             self.start += load_word("%emu.shared", "shared", "ptr")
+            self.start += load_word("%emu.shared.shadow", "shared_shadow", "ptr")
+            self.start.append("%emu.shared.base = ptrtoint ptr %emu.shared to i64")
         for root in self.kernel.roots.values():
             if root.space == "shared":
                 pointer = shared_name(root.name)
@@ -124,6 +131,18 @@ class HostText:
             if root.space in ("shared", "constant"):
                 pointer = shared_name(root.name) if root.space == "shared" else root.name
                 self.start.append(f"{base_of(root)} = ptrtoint ptr {pointer} to i64")
+
+    def runtime(self, name: str) -> str:
+        """The address of a function that all kernels share."""
+        function = f"%emu.run.{name}"
+        if name not in self.functions:
+            self.functions.append(name)
+            number = (*RUNTIME, *(p.name for p in PRODUCTS.values())).index(name)
+            self.start += [
+                f"{function}.at = getelementptr ptr, ptr %emu.functions, i64 {number}",
+                f"{function} = load ptr, ptr {function}.at, align 8",
+            ]
+        return function
 
     def _parameter(self, i: int, kind: str, name: str) -> None:
         at = f"%emu.parameter.{i}"
@@ -138,6 +157,7 @@ class HostText:
             f"%emu.bytes.{i} = load i64, ptr {at}.b, align 8",
             f"{at}.s = getelementptr i64, ptr %emu.table, i64 {first + 2}",
             f"%emu.shadow.{i} = load ptr, ptr {at}.s, align 8",
+            f"%emu.start.{i} = and i64 %emu.base.{i}, -{self.granules.get('global', 1)}",
         ]
 
     def limit(self, root: Root, size: int) -> str:
@@ -181,12 +201,10 @@ class HostText:
             line = "br label %emu.returned"
         elif seen.intersection(self.kernel.targets(line)):
             self._count_step(line)
-        elif found := _BFLOAT.match(_SPACE.sub("", line)):
-            self._to_bfloat(*found.groups())
-            return
-        elif _BFLOAT_ARITHMETIC.search(line):
-            raise CompileError(f"the emulator does not compute in bfloat: {line}")
-        self.emit(self.plain(line))
+        if "bfloat" in line:
+            self.emit(*bfloat_lines(self.plain(line), self.fresh()))
+        else:
+            self.emit(self.plain(line))
 
     def plain(self, line: str) -> str:
         """A line with all pointers in one address space."""
@@ -201,28 +219,81 @@ class HostText:
         )
         return _CAST.sub(r"\1 = getelementptr i8, ptr \2, i64 0", line)
 
-    def access(self, line: str, access: Access) -> int:
-        """Require that an access is inside what its pointer is derived from, and aligned."""
+    def access(self, line: str, access: Access) -> None:
+        """Require that an access is inside what its pointer is derived from, aligned, and in order
+        with those of other threads."""
+        site, roots, address = self.place(line, access)
+        ok = self._inside(address, roots, access.bytes)
+        if access.align > 1:
+            ok = self.value(f"and i1 {ok}, {self.aligned(address, access.align)}")
+        self.require(ok, "access", site, address)
+        if access.kind != "atomic":
+            self.touch(site, access, address, roots)
+
+    def place(self, line: str, access: Access) -> tuple[int, Sequence[Root], str]:
+        """A site for an access, what its pointer is derived from, and its address."""
         roots = self.roots.get(access.pointer)
         if not roots:
             raise CompileError(f"the emulator cannot tell what {access.pointer} points to")
-        site = self.site(line, access, roots)
         address = self.value(f"ptrtoint ptr {self.plain(access.pointer)} to i64")
-        inside = [
-            self.value(
-                f"icmp ult i64 {self.value(f'sub i64 {address}, {base_of(root)}')}, "
-                f"{self.limit(root, access.bytes)}"
-            )
-            for root in roots
-        ]
-        ok = inside[0]
-        for other in inside[1:]:
-            ok = self.value(f"or i1 {ok}, {other}")
-        if access.align > 1:
-            low = self.value(f"and i64 {address}, {access.align - 1}")
-            ok = self.value(f"and i1 {ok}, {self.value(f'icmp eq i64 {low}, 0')}")
-        self.require(ok, "access", site, address)
-        return site
+        return self.site(line, access, roots), roots, address
+
+    def _inside(self, address: str, roots: Sequence[Root], size: int) -> str:
+        """Whether so many bytes are inside one of the roots."""
+        ok = ""
+        for root in roots:
+            offset = self.value(f"sub i64 {address}, {base_of(root)}")
+            inside = self.value(f"icmp ult i64 {offset}, {self.limit(root, size)}")
+            ok = self.value(f"or i1 {ok}, {inside}") if ok else inside
+        return ok
+
+    def aligned(self, address: str, align: int) -> str:
+        low = self.value(f"and i64 {address}, {align - 1}")
+        return self.value(f"icmp eq i64 {low}, 0")
+
+    def touch(
+        self, site: int, access: Access, address: str, roots: Sequence[Root], size: str = ""
+    ) -> None:
+        """Record who reads or writes; `size` is how many bytes, if that is not known here."""
+        spaces = {root.space for root in roots}
+        found = spaces.intersection(self.granules)
+        if not found:
+            return
+        if len(spaces) > 1:
+            raise CompileError(f"a pointer into {' or '.join(sorted(spaces))} memory")
+        space = found.pop()
+        granule = self.granules[space]
+        count = str(access.bytes // granule)
+        if size:
+            count = self.value(f"lshr i64 {size}, {granule.bit_length() - 1}")
+        entry = self._shadow(address, roots, space, granule)
+        function = self.runtime("touch" if space == "shared" else "touch.global")
+        writes = "true" if access.kind == "store" else "false"
+        bad = self.value(
+            f"call i1 {function}(ptr %emu, ptr {entry}, i64 {count}, i64 %emu.thread.i64, "
+            f"i64 %emu.cta.i64, i64 {site}, i1 {writes})"
+        )
+        following = f"emu.ok.{self.fresh()}"
+        self.emit(f"br i1 {bad}, label %emu.stop, label %{following}")
+        self.label(following)
+
+    def _shadow(self, address: str, roots: Sequence[Root], space: str, granule: int) -> str:
+        """Where the shadow of an address is."""
+        if space == "shared":
+            start, shadow, entry = "%emu.shared.base", "%emu.shared.shadow", SHADOW_BYTES
+        else:
+            entry = GLOBAL_SHADOW_BYTES
+            start, shadow = f"%emu.start.{roots[0].number}", f"%emu.shadow.{roots[0].number}"
+            for root in roots[1:]:
+                offset = self.value(f"sub i64 {address}, {base_of(root)}")
+                its = self.value(f"icmp ult i64 {offset}, %emu.bytes.{root.number}")
+                other = f"%emu.start.{root.number}", f"%emu.shadow.{root.number}"
+                start = self.value(f"select i1 {its}, i64 {other[0]}, i64 {start}")
+                shadow = self.value(f"select i1 {its}, ptr {other[1]}, ptr {shadow}")
+        offset = self.value(f"sub i64 {address}, {start}")
+        number = self.value(f"lshr i64 {offset}, {granule.bit_length() - 1}")
+        place = self.value(f"mul i64 {number}, {entry}")
+        return self.value(f"getelementptr i8, ptr {shadow}, i64 {place}")
 
     def _count_step(self, line: str) -> None:
         """Count an iteration of a loop."""
@@ -239,36 +310,14 @@ class HostText:
         if called in INDICES:
             read = INDICES[called].format(threads=self.threads)
             self.emit(f"{name} = add i32 {read}, 0")
-        else:
+        elif called == "f2tf32.rna":
+            self.emit(*tf32_lines(name, given[0][1], self.fresh()))
+        elif not called.startswith("membar."):  # memory is always up to date
             raise CompileError(f"the emulator does not know llvm.nvvm.{called}")
-
-    def _to_bfloat(self, name: str, source: str, value: str, target: str) -> None:
-        """Round to nearest even, which not every host can do itself; NaN is 0x7FFF, as on a GPU."""
-        lanes = re.match(r"<(\d+) x ", source)
-
-        def kind(scalar: str) -> str:
-            return f"<{lanes.group(1)} x {scalar}>" if lanes else scalar
-
-        def constant(scalar: str, number: int) -> str:
-            return f"splat ({scalar} {number})" if lanes else str(number)
-
-        wide, short = kind("i32"), kind("i16")
-        bits = self.value(f"bitcast {source} {value} to {wide}")
-        high = self.value(f"lshr {wide} {bits}, {constant('i32', 16)}")
-        odd = self.value(f"and {wide} {high}, {constant('i32', 1)}")
-        half = self.value(f"add {wide} {odd}, {constant('i32', 0x7FFF)}")
-        moved = self.value(f"add {wide} {bits}, {half}")
-        kept = self.value(f"lshr {wide} {moved}, {constant('i32', 16)}")
-        rounded = self.value(f"trunc {wide} {kept} to {short}")
-        nan = self.value(f"fcmp uno {source} {value}, {value}")
-        chosen = self.value(
-            f"select {kind('i1')} {nan}, {short} {constant('i16', 0x7FFF)}, {short} {rounded}"
-        )
-        self.emit(f"{name} = bitcast {short} {chosen} to {target}")
 
     # ---- the end
 
-    def fault_block(self, following: Sequence[str]) -> list[str]:
+    def fault_block(self) -> list[str]:
         """The block where faults are recorded."""
         if not self.faults:
             return []
@@ -278,15 +327,15 @@ class HostText:
             + ", ".join(f"[ {fault[at]}, %{fault[0]} ]" for fault in self.faults)
             for name, at in rows
         ]
+        called = ", ".join(
+            f"i64 %emu.{name}"
+            for name in ("fault.code", "fault.site", "cta.i64", "thread.i64", "fault.value")
+        )
         return [
             "emu.fault:",
             *phis,
-            *store_word("fault", "%emu.fault.code", "f"),
-            *store_word("site", "%emu.fault.site", "f"),
-            *store_word("value", "%emu.fault.value", "f"),
-            *store_word("cta", "%emu.cta.i64", "f"),
-            *store_word("thread", "%emu.thread.i64", "f"),
-            *following,
+            f"call void %emu.run.record(ptr %emu, {called})",
+            "br label %emu.stop",
         ]
 
     def patched(self) -> list[str]:
@@ -325,27 +374,57 @@ def arguments(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def loop_text(kernel: KernelText, threads: int) -> tuple[str, Sequence[Site]]:
-    """The module of a kernel whose threads do not wait, and its sites: `void @emulate(ptr)`."""
-    host = HostText(kernel, threads, pointer_roots(kernel))
+def host_lines(kernel: KernelText, declarations: str) -> list[str]:
+    """The lines beside the kernel's function and more; each intrinsic declared once."""
+    declared = declarations.splitlines()
+    names = {line.split("@", 1)[1].split("(", 1)[0] for line in declared}
+    kept = [
+        line
+        for line in kernel.before
+        if not (line.startswith("declare ") and line.split("@", 1)[1].split("(", 1)[0] in names)
+    ]
+    return [*kept, *declared]
+
+
+def granules_of(kernel: KernelText, spaces: Sequence[str]) -> dict[str, int]:
+    """The largest power of two that all accesses to a space of memory are multiples of."""
+    roots = pointer_roots(kernel)
+    found = dict.fromkeys(spaces, 16)
+    for line in kernel.lines():
+        access = access_of(line)
+        for root in roots.get(access.pointer, ()) if access else ():
+            if access is not None and root.space in found:
+                found[root.space] = gcd(found[root.space], access.bytes, access.align)
+    return found
+
+
+LIMIT = "declare i64 @llvm.usub.sat.i64(i64, i64)\n"
+
+
+def loop_text(
+    kernel: KernelText, threads: int, granules: Mapping[str, int]
+) -> tuple[str, Sequence[Site], Sequence[str]]:
+    """The module of a kernel whose threads do not wait, its sites and what it calls:
+    `void @emulate(ptr)`."""
+    host = HostText(kernel, threads, pointer_roots(kernel), granules)
     host.begin()
     host.body()
-    last = host.fault_block(["br label %emu.end"])
     text = [
-        *(line for line in kernel.before if "@llvm.usub.sat.i64(" not in line),
-        "declare i64 @llvm.usub.sat.i64(i64, i64)",
+        *host_lines(kernel, LIMIT),
         "define void @emulate(ptr %emu) nounwind {",
         "emu.begin:",
         *host.start,
-        *_LOOPS.format(threads=threads, last=threads - 1, first=kernel.blocks[0][0]).splitlines(),
+        *_LOOPS.format(last=threads - 1, first=kernel.blocks[0][0]).splitlines(),
         *host.patched(),
         *_NEXT.splitlines(),
-        *last,
+        *host.fault_block(),
+        "emu.stop:",
+        "br label %emu.end",
         "emu.end:",
         "ret void",
         "}",
     ]
-    return "\n".join(text) + "\n", host.sites
+    return "\n".join(text) + "\n", host.sites, host.functions
 
 
 _LOOPS = """\
@@ -361,7 +440,7 @@ emu.ctas:
 br i1 %emu.c.more, label %emu.threads.loop, label %emu.end
 emu.threads.loop:
 %emu.t = phi i64 [ 0, %emu.ctas ], [ %emu.t.next, %emu.returned ]
-%emu.t.more = icmp slt i64 %emu.t, {threads}
+%emu.t.more = icmp sle i64 %emu.t, {last}
 %emu.t.other = sub i64 {last}, %emu.t
 %emu.thread.i64 = select i1 %emu.backwards, i64 %emu.t.other, i64 %emu.t
 %emu.thread = trunc i64 %emu.thread.i64 to i32

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +80,16 @@ class JIT:
         self._addresses: dict[str, Address] = {}
         self._texts: list[Address] = []
 
-    def compile_text(self, text: str, names: Iterable[str]) -> Mapping[str, int]:
-        """The addresses of the named functions of a module; raises CompileError if it is wrong."""
+    def compile_text(
+        self,
+        text: str,
+        names: Iterable[str],
+        lower: Callable[[str, Target], str] | None = None,
+    ) -> Mapping[str, int]:
+        """The addresses of the named functions of a module; raises CompileError if it is wrong.
+
+        `lower` makes the module that is compiled of the text, which it is kept by.
+        """
         names = list(names)
         with compile_lock:
             started = time.perf_counter()
@@ -89,7 +97,8 @@ class JIT:
             addresses = self._load([kept], names) if kept is not None else None
             if addresses is None:
                 _require_symbols(text)
-                objects = object_code([text], self.target)
+                lowered = text if lower is None else lower(text, self.target)
+                objects = object_code([lowered], self.target)
                 addresses, (unit,) = self._load_new(objects, names)
                 self.cache.keep_module(text, unit)
                 stats.modules += 1
