@@ -9,12 +9,13 @@ import pytest
 from contraction_reference import acc, matmul, matmul_buffers, noise, op, plain, reference, value
 from test_contractions import CONVS, KINDS, Conv
 
+from graphc.backends.gpu.contract_tiling import DOUBLE, SINGLE, Tile, slices, tile_of
 from graphc.backends.gpu.contraction import emit_gpu_contraction, gpu_contraction_blocks
 from graphc.backends.gpu.emulator import EmulatedKernel
 from graphc.backends.interpret import interpret_contraction
 from graphc.dims import Dim, symbol
 from graphc.kernel import Access, Contraction, Expr, Store, Term, sizes_of
-from graphc.types import DType, bool_, float32, float64, int64
+from graphc.types import bool_, float32, float64, int64
 
 Sizes = dict[str, int]
 
@@ -34,24 +35,28 @@ def launch(
     sizes: Sizes,
     precision: str = "f32",
     reverse: bool = False,
+    tile: Tile | None = None,
 ) -> list[np.ndarray]:
     """The buffers after a launch."""
     got = [on_device(x) for x in buffers]
-    kernel = EmulatedKernel(emit_gpu_contraction(c, "kernel", precision))
-    blocks = value(gpu_contraction_blocks(c), sizes)
+    kernel = EmulatedKernel(emit_gpu_contraction(c, "kernel", precision, tile))
+    blocks = value(gpu_contraction_blocks(c, tile), sizes)
     numbers = [value(d, sizes) for d in sizes_of(c)]
     kernel.launch(blocks, [(x.ctypes.data, x.nbytes) for x in got], numbers, reverse=reverse)
     return got
 
 
 def check(
-    c: Contraction, buffers: Sequence[np.ndarray], sizes: Sizes | None = None
+    c: Contraction,
+    buffers: Sequence[np.ndarray],
+    sizes: Sizes | None = None,
+    tile: Tile | None = None,
 ) -> list[np.ndarray]:
     """The kernel agrees with the reference in float64."""
     sizes = sizes or {}
     wanted = [x.astype(np.float64) if x.dtype.kind == "f" else x.copy() for x in buffers]
     reference(c, wanted, sizes)
-    got = launch(c, buffers, sizes)
+    got = launch(c, buffers, sizes, tile=tile)
     size = [value(e, sizes) for e in c.axes]
     depth = max(int(np.prod(size[len(size) - len(c.k) :])), 4)
     tolerance = (1e-6 if c.dtype is float32 else 1e-14) * depth**0.5
@@ -61,28 +66,63 @@ def check(
     return got
 
 
-def check_bits(c: Contraction, buffers: Sequence[np.ndarray], sizes: Sizes | None = None) -> None:
+def check_bits(
+    c: Contraction,
+    buffers: Sequence[np.ndarray],
+    sizes: Sizes | None = None,
+    tile: Tile | None = None,
+) -> None:
     """The kernel gives the bits of the interpreter, whichever thread goes first."""
     sizes = sizes or {}
     wanted = [x.copy() for x in buffers]
     interpret_contraction(c, wanted, {d: value(d, sizes) for d in sizes_of(c)})
     for reverse in (False, True):
-        for x, y in zip(launch(c, buffers, sizes, reverse=reverse), wanted, strict=True):
+        for x, y in zip(launch(c, buffers, sizes, reverse=reverse, tile=tile), wanted, strict=True):
             assert x.tobytes() == y.tobytes()
 
 
 # ---- matrix products
 
 
-@pytest.mark.parametrize("ta", [False, True])
-@pytest.mark.parametrize("tb", [False, True])
-@pytest.mark.parametrize("dtype", [float32, float64], ids=str)
-def test_symbolic_matmul(ta: bool, tb: bool, dtype: DType) -> None:
+def tile_id(tile: Tile) -> str:
+    return f"{tile.m}x{tile.n}x{tile.k}"
+
+
+@pytest.mark.parametrize("tile", [*SINGLE, *DOUBLE], ids=tile_id)
+def test_every_tile_of_symbolic_sizes(tile: Tile) -> None:
+    """Sizes around a tile's; operands that are contiguous along k in every other one."""
+    number = (*SINGLE, *DOUBLE).index(tile)
+    dtype = float32 if tile in SINGLE else float64
     m, n, k = symbol("m"), symbol("n"), symbol("k")
-    c = matmul(m, n, k, dtype, ta=ta, tb=tb)
-    cases = [(0, 5, 3), (3, 4, 0), (1, 1, 1), (15, 33, 17), (70, 130, 100), (129, 7, 5)]
+    c = matmul(m, n, k, dtype, ta=number % 4 in (1, 2), tb=number % 2 == 0)
+    cases = [
+        (1, tile.n - 1, tile.k),
+        (tile.m + 1, 1, 1),
+        (tile.m, tile.n + 1, 2 * tile.k + 1),
+        (2, 3, 0),
+        (0, 3, 2),
+    ]
     for rows, cols, depth in cases:
-        check(c, matmul_buffers(c, rows, cols, depth), {"m": rows, "n": cols, "k": depth})
+        sizes = {"m": rows, "n": cols, "k": depth}
+        check(c, matmul_buffers(c, rows, cols, depth), sizes, tile)
+
+
+@pytest.mark.parametrize("tile", [*SINGLE[:4], SINGLE[9], DOUBLE[1]], ids=tile_id)
+def test_tiles_of_known_sizes_read_in_whole(tile: Tile) -> None:
+    dtype = float32 if tile in SINGLE else float64
+    rows, cols, depth = tile.m + 4, 2 * tile.n, 3 * tile.k
+    for tb in (False, True):
+        c = matmul(rows, cols, depth, dtype, ta=not tb, tb=tb)
+        assert all(cut.width > 1 for cut in slices(c, tile))
+        check(c, matmul_buffers(c, rows, cols, depth), tile=tile)
+
+
+def test_many_tiles_are_each_computed_once() -> None:
+    """Rows of tiles are taken in groups: the last has fewer."""
+    tile = SINGLE[-1]
+    rows, cols = 11 * tile.m - 5, 5 * tile.n
+    c = matmul(symbol("m"), cols, 9)
+    check(c, matmul_buffers(c, rows, cols, 9), {"m": rows}, tile)
 
 
 def test_batched_matmul_with_shared_operand() -> None:
@@ -92,14 +132,22 @@ def test_batched_matmul_with_shared_operand() -> None:
         check(c, matmul_buffers(c, 37, 18, 21, batch=6), {"g": 3, "m": 37})
 
 
-@pytest.mark.parametrize("dtype", [float32, float64], ids=str)
-def test_bits_are_those_of_one_chain_of_fused_multiply_adds(dtype: DType) -> None:
+@pytest.mark.parametrize("tile", [None, SINGLE[0], SINGLE[8], DOUBLE[0]], ids=str)
+def test_bits_are_those_of_one_chain_of_fused_multiply_adds(tile: Tile | None) -> None:
+    dtype = float64 if tile in DOUBLE else float32
+    c = matmul(7, 9, 21, dtype, tb=True)
+    check_bits(c, matmul_buffers(c, 7, 9, 21), tile=tile)
+    conv = Conv(1, (3, 4), 3, (3, 3), 5, stride=2, padding=1, dtype=dtype)
+    check_bits(conv.forward(), conv.buffers("forward", {}), tile=tile)
+
+
+@pytest.mark.parametrize("shape", [(3, 50, 40), (50, 2, 40), (1, 1, 300)], ids=str)
+def test_a_thread_per_element_of_few_rows_or_columns(shape: tuple[int, int, int]) -> None:
+    rows, cols, depth = shape
     for tb in (False, True):
-        c = matmul(5, 9, 21, dtype, tb=tb)
-        check_bits(c, matmul_buffers(c, 5, 9, 21))
-    conv = Conv(1, (5, 6), 3, (3, 3), 4, stride=2, padding=1, dtype=dtype)
-    for kind in KINDS:
-        check_bits(getattr(conv, kind)(), conv.buffers(kind, {}))
+        c = matmul(rows, cols, symbol("k"), tb=tb)
+        assert tile_of(c) is None
+        check(c, matmul_buffers(c, rows, cols, depth), {"k": depth})
 
 
 def test_strided_operands_without_any_contiguous_axis() -> None:
@@ -116,7 +164,7 @@ def test_strided_operands_without_any_contiguous_axis() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("name", ["padded", "strided", "dilated", "symbolic", "volume", "f64"])
 def test_convolution(name: str, kind: str) -> None:
     conv = CONVS[name]
     sizes = {"images": 3, "s": 10}

@@ -21,7 +21,15 @@ from graphc.backends.codegen.contract_access import (
 )
 from graphc.backends.codegen.scalar import emit_scalar
 from graphc.backends.codegen.text import literal, memory_type, scalar_type
-from graphc.backends.gpu.contract_text import DeviceText, coordinates, flat_step, groups, part_of
+from graphc.backends.gpu.contract_text import (
+    DeviceText,
+    coordinates,
+    flat_step,
+    groups,
+    located,
+    part_of,
+    pointer_to,
+)
 from graphc.dims import factor, mul
 from graphc.kernel import HEAVY, Access, Contraction, Expr, Store, expressions_of
 from graphc.types import DType, int64
@@ -172,8 +180,7 @@ class Epilogue:
         flat = self.spot.flat[which]
         if which != self.fast or j == 0:
             return flat
-        moved = self.f.add(flat, j)
-        return self.f.small(moved) if self.f.narrowed(flat) is not None else moved
+        return self.f.add(flat, j)
 
     def _axis(self, axis: int, j: int) -> str:
         for which, group in enumerate(self.groups):
@@ -194,7 +201,8 @@ class Epilogue:
     def _place(self, access: Access, j: int) -> tuple[str, str]:
         """The address of neighbour j and whether it is inside, '' for always."""
         operand = self.operands[access]
-        return operand.locate(self.f, self._record(operand, j))
+        record = self._record(operand, j)
+        return located(self.f, operand, pointer_to(self.f, operand, record), record)
 
     def _uniform(self, access: Access) -> bool:
         """Whether all neighbours read the same element."""

@@ -10,11 +10,12 @@ from graphc.backends.codegen.contract_access import Operand, Record, both, sum_r
 from graphc.backends.codegen.text import float_literal, scalar_type
 from graphc.backends.gpu.contract_epilogue import BATCH, Epilogue, M, N, Spot, fast_group
 from graphc.backends.gpu.contract_text import (
-    SMALL,
     DeviceText,
     groups,
-    is_small,
+    indexed,
+    located,
     part_of,
+    pointer_to,
     size_of,
 )
 from graphc.dims import DimLike, ceildiv, product
@@ -49,8 +50,8 @@ class _Threads:
         sizes = [size_of(f, group) for group in self.groups]
         flat = f.add(f.mul(f.cta(), THREADS), f.thread())
         total = product(self.c.axes[: len(self.c.axes) - len(self.c.k)])
-        if isinstance(total, int) and total + THREADS < SMALL:
-            f.small(flat)
+        if isinstance(total, int):
+            f.bound(flat, 0, total + THREADS)
         whole = f.mul(f.mul(sizes[BATCH], sizes[M]), sizes[N])
         work, done = f.fresh("work"), f.fresh("done")
         f.branch_if(f.value(f"icmp slt i64 {flat}, {whole}"), work, done)
@@ -78,8 +79,7 @@ class _Threads:
         found[outer] = f.urem(flat, sizes[outer])
         found[BATCH] = f.udiv(flat, sizes[outer])
         for which, x in found.items():
-            if is_small(self.groups[which]):
-                f.small(x)
+            indexed(f, self.groups[which], x)
         return found[BATCH], found[M], found[N]
 
     def _summed(self, level: int, a: Record, b: Record, total: str) -> str:
@@ -90,6 +90,9 @@ class _Threads:
             return self._step(a, b, total)
         axis = group.axes[level]
         loop = f.open_loop(0, f.dim(group.extents[level]), 1, [(self.scalar, total)])
+        extent = group.extents[level]
+        if isinstance(extent, int):
+            f.bound(loop.index, 0, extent)
         here = [
             sum_records(f, record, operand.part(f, {axis: loop.index}))
             for operand, record in ((self.a, a), (self.b, b))
@@ -101,7 +104,10 @@ class _Threads:
     def _step(self, a: Record, b: Record, total: str) -> str:
         """One multiply-add where both factors are inside."""
         f, scalar = self.f, self.scalar
-        (left, in_a), (right, in_b) = self.a.locate(f, a), self.b.locate(f, b)
+        (left, in_a), (right, in_b) = (
+            located(f, x, pointer_to(f, x, record), record)
+            for x, record in ((self.a, a), (self.b, b))
+        )
         inside = both(f, in_a, in_b)
         before, yes, no = f.block, f.fresh("in"), f.fresh("out")
         if inside:

@@ -1,0 +1,140 @@
+"""How a contraction is cut into tiles for a GPU: a table of tiles, and which of them serves.
+
+The choice follows from the known sizes alone, so that kernels and their numbers of CTAs agree
+everywhere.  Sizes that are not known yet count as USUAL.
+Imports: contract_slices, contract_text, codegen.contract_access, dims, kernel, errors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphc.backends.codegen.contract_access import Group, guarded
+from graphc.backends.gpu.contract_slices import Slice, slice_of
+from graphc.backends.gpu.contract_text import groups
+from graphc.dims import DimLike, atoms, ceildiv, evaluate, mul, product
+from graphc.errors import ShapeError
+from graphc.kernel import Contraction
+
+USUAL = 128
+"""What a size is taken for that is not known: a batch, or tokens."""
+
+PROCESSORS = 128
+"""Multiprocessors of the GPUs that matter: 108 to 144."""
+
+WARPS = 16
+"""Warps of a multiprocessor that most tiles leave registers for."""
+
+LEAST = 4
+"""Rows and columns below which tiles are mostly empty: a thread per element then."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a CTA computes: `m` x `n` elements of C, `k` steps at a time; each thread has `rows` x
+    `cols` of them in registers.
+
+    speed   products per cycle of a multiprocessor full of such tiles, beside those of the largest:
+            how often what is read is used (an estimate)
+    wants   whether its operands must be read in whole and without guards: others need so many
+            registers for addresses that few of its threads would find room
+    """
+
+    m: int
+    n: int
+    k: int
+    rows: int
+    cols: int
+    speed: float
+    wants: bool = False
+
+    @property
+    def threads(self) -> int:
+        return self.m // self.rows * (self.n // self.cols)
+
+    def registers(self, simple: bool) -> int:
+        """The most registers a thread may use, so that enough threads find room beside it, and none
+        has to keep numbers in memory; `simple` as in `wants`."""
+        if self.rows * self.cols < 64:
+            return 128
+        return 65536 // 2 // self.threads if self.wants else 168 if simple else 255
+
+
+SINGLE = (
+    Tile(128, 128, 8, 8, 8, 1.0, True),
+    Tile(128, 64, 8, 8, 8, 0.95),
+    Tile(64, 128, 8, 8, 8, 0.95),
+    Tile(64, 64, 8, 8, 4, 0.85),
+    Tile(128, 32, 8, 8, 4, 0.82),
+    Tile(32, 128, 8, 4, 8, 0.82),
+    Tile(64, 32, 16, 4, 4, 0.7),
+    Tile(32, 64, 16, 4, 4, 0.7),
+    Tile(32, 32, 16, 4, 4, 0.65),
+    Tile(16, 64, 16, 2, 4, 0.5),
+    Tile(64, 16, 16, 4, 2, 0.5),
+    Tile(8, 64, 32, 1, 4, 0.35),
+    Tile(64, 8, 32, 4, 1, 0.35),
+)
+"""Tiles of f32."""
+
+DOUBLE = (
+    Tile(64, 64, 8, 4, 4, 1.0),
+    Tile(32, 32, 16, 4, 2, 0.6),
+    Tile(8, 64, 16, 1, 4, 0.3),
+    Tile(64, 8, 16, 4, 1, 0.3),
+)
+"""Tiles of f64."""
+
+
+def tile_of(c: Contraction) -> Tile | None:
+    """The tile of a contraction; None where each thread computes an element."""
+    batch, m, n, _ = (_usual(group) for group in groups(c))
+    if min(m, n) < LEAST:
+        return None
+
+    def cost(tile: Tile) -> float:
+        ctas = batch * -(-m // tile.m) * -(-n // tile.n)
+        each = -(-ctas // PROCESSORS)
+        warps = min(each * tile.threads // 32, WARPS)
+        # few warps wait for memory; one or two leave schedulers without any
+        speed = tile.speed * min(warps / 4, warps / (warps + 1.5))
+        return each * tile.m * tile.n / speed
+
+    return min((t for t in _table(c) if not t.wants or is_simple(c, t)), key=cost)
+
+
+def is_simple(c: Contraction, tile: Tile) -> bool:
+    """Whether a tile's operands are read in whole and without guards."""
+    return all(
+        cut.width * c.dtype.itemsize == 16 and not guarded(access)
+        for cut, access in zip(slices(c, tile), (c.a, c.b), strict=True)
+    )
+
+
+def slices(c: Contraction, tile: Tile) -> tuple[Slice, Slice]:
+    """How the threads of a tile read A and B."""
+    _, m, n, k = groups(c)
+    size = c.dtype.itemsize
+    return (
+        slice_of(c.a, m, k, tile.m, tile.k, tile.threads, size),
+        slice_of(c.b, n, k, tile.n, tile.k, tile.threads, size),
+    )
+
+
+def _table(c: Contraction) -> tuple[Tile, ...]:
+    return SINGLE if c.dtype.name == "f32" else DOUBLE
+
+
+def tile_blocks(c: Contraction, tile: Tile) -> DimLike:
+    """How many tiles there are."""
+    rows, cols = ceildiv(product(c.m), tile.m), ceildiv(product(c.n), tile.n)
+    return mul(product(c.batch), mul(rows, cols))
+
+
+def _usual(group: Group) -> int:
+    """The size of a group, as far as it is known."""
+    size = group.size
+    try:
+        return max(evaluate(size, dict.fromkeys(atoms(size), USUAL)), 1)
+    except ShapeError:
+        return USUAL
