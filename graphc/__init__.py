@@ -316,6 +316,7 @@ def get_collection(key: str, scope: str | None = None) -> list[_Any]:
 _LAZY_MODULES = ("export", "nn", "train")
 _LAZY_NAMES = {
     "DeviceArray": "graphc.device_array",
+    "Placement": "graphc.placement",
     "check": "graphc.debug",
     "explain": "graphc.explanation",
     "freeze": "graphc.export",

@@ -1,16 +1,19 @@
 """One combination of fetches and feeds of a session, ready to run.
 
-Imports: execution, feeds, fetches, node; the native entry's modules when there is one.
+Imports: device_feeds, execution, feeds, fetches, node; the native entry's modules when there is
+one.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphc import feeds
+from graphc import device_feeds, feeds
+from graphc.device_names import is_gpu
 from graphc.execution import Entry, native_entry
 from graphc.fetches import Fetch
 from graphc.node import Node, Tensor
@@ -39,6 +42,9 @@ class Call:
         self.fed = tuple(fed)
         self._dtypes = [t.dtype.numpy for t in fed]
         self.entry = entry
+        self._convert: Callable[[Tensor, Any], Any] = feeds.convert
+        if is_gpu(entry.device):
+            self._convert = functools.partial(device_feeds.convert, device=entry.device)
         self.order = order  # the feed that each input of the program is, where they differ
         self.used = 0
         self.slow_runs = 0
@@ -85,7 +91,7 @@ class Call:
         made = [
             v  # as `convert` would say, but sooner
             if type(v) is np.ndarray and v.dtype is dtype and v.flags.c_contiguous
-            else feeds.convert(t, v)
+            else self._convert(t, v)
             for t, dtype, v in zip(self.fed, self._dtypes, values, strict=True)
         ]
         return made if self.order is None else [made[i] for i in self.order]

@@ -85,6 +85,7 @@ class Function(NativeSelf):
         self.program = resolve_state(flat, (), tensors, givens, updates)
         _check_used(name, self.program, tensors, on_unused_input)
         self._entries: dict[tuple[str, bool, int | None, bool, str], Entry] = {}
+        self._devices: weakref.WeakKeyDictionary[Session, str] = weakref.WeakKeyDictionary()
         self._compilations = CompileLog()
         self._fetched = [*flat, *(v for v, _ in updates)]
         self._slow_runs = 0
@@ -163,9 +164,9 @@ class Function(NativeSelf):
     def _results(
         self, session: Session, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> list[Any]:
-        arrays = self._parameters.arrays(args, kwargs)
+        device = self._device_in(session)
+        arrays = self._parameters.arrays(args, kwargs, device)
         budget = session.memory_budget if self.memory_budget is None else self.memory_budget
-        device = session.device_of(self._fetched)
         key = (device, session.nan_guard, budget, session.fast_math, session.precision)
         entry = self._entries.get(key)
         if entry is None:
@@ -175,6 +176,14 @@ class Function(NativeSelf):
         native = self._native_for(session, entry)
         results = session.run_entry(entry, arrays, native=native)[: self._visible]
         return [a if a.ndim else a[()] for a in results]
+
+    def _device_in(self, session: Session) -> str:
+        """Where its program runs in a session."""
+        if session.never_on_gpu:
+            return session.device
+        if session not in self._devices:
+            self._devices[session] = session.device_of(self._fetched)
+        return self._devices[session]
 
     def _new_entry(self, *settings: Any) -> Entry:
         """The program in a session with these settings: device and guard first."""

@@ -1,6 +1,6 @@
 """The inputs and outputs of compiled functions: what a call's arguments become.
 
-Imports: feeds, graph, program, dims, errors.
+Imports: device_feeds, feeds, graph, program, dims, errors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from graphc import dims, feeds
+from graphc import device_feeds, dims, feeds
+from graphc.device_array import DeviceArray
+from graphc.device_names import is_gpu
 from graphc.dims import Atom, DimLike
 from graphc.errors import FeedTypeError, GraphTypeError
 from graphc.node import Tensor
@@ -78,12 +80,16 @@ class Parameters:
                 raise GraphTypeError(f"function {function!r}: two inputs are called {i.name!r}")
             self.positions[i.name] = position
 
-    def arrays(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Array]:
-        """One array per input; raises FeedTypeError as Python does for its own functions."""
+    def arrays(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], device: str = "cpu"
+    ) -> list[Array]:
+        """One array per input, for a program on this device; raises FeedTypeError as Python does
+        for its own functions."""
         values = args
         if kwargs or len(args) != len(self.inputs):
             values = self.bound(args, kwargs)
-        return [self._convert(i, v) for i, v in zip(self.inputs, values, strict=True)]
+        pairs = zip(self.inputs, values, strict=True)
+        return [self._convert(i, v, device) for i, v in pairs]
 
     def bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """One value per input; raises FeedTypeError."""
@@ -110,10 +116,14 @@ class Parameters:
                 values[position] = i.value
         return values
 
-    def _convert(self, i: In, value: Any) -> Array:
+    def _convert(self, i: In, value: Any, device: str) -> Any:
         target = i.variable.dtype.numpy
         if type(value) is np.ndarray and value.dtype == target:
             return feeds.convert(i.variable, value)
+        if is_gpu(device) and not isinstance(value, np.ndarray):
+            there = device_feeds.convert(i.variable, value, device)
+            if isinstance(there, DeviceArray):
+                return there
         if i.strict:
             raise FeedTypeError(
                 f"function {self.function!r}: input {i.name!r} is strict and takes an array of "

@@ -176,7 +176,7 @@ class PartsExecutable:
 def _call(node: Node, arrays: Sequence[Array], sizes: Sizes) -> tuple[Array, ...]:
     assert node.op.reference is not None
     try:
-        made = node.op.reference(evaluate_attrs(node.attrs, sizes), *arrays)
+        made = node.op.reference(evaluate_attrs(node.attrs, sizes), *map(np.asarray, arrays))
     except RunError as error:
         where = f"\n  at {node.loc}   {node.loc.source}"
         raise type(error)(f"{node.op.name}: {error}{where}") from error.__cause__

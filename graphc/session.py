@@ -27,7 +27,7 @@ from graphc.default_session import (
     remove_default_session,
     settings_changed,
 )
-from graphc.device_names import require_precision
+from graphc.device_names import is_gpu, require_precision
 from graphc.errors import (
     FeedError,
     FeedTypeError,
@@ -403,6 +403,11 @@ class Session(NativeSelf):
     def placements(self) -> list[Placement]:
         """Which device runs what, and why: programs that a GPU runs or was asked to run."""
         return list(self._placer.log)
+
+    @property
+    def never_on_gpu(self) -> bool:
+        """Whether no program of this session can be a GPU's."""
+        return not (self.graph.devices or is_gpu(self.device))
 
     def device_of(self, roots: Sequence[Tensor | Node]) -> str:
         """The device that a program of these fetches and targets runs on."""

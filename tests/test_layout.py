@@ -19,6 +19,7 @@ nn train export frontends onnx compat
 call compilations compiler default_session execution nan_guard variable_store read_write_lock feeds
     fetches session function function_inputs shared memory explanation derivatives custom host_calls
     compile_profile debug plan_cache program_key late_program kept_values placement
+    device_feeds
 passes backends
 ops
 node builder graph late_nodes program rewrite text parse parse_values verify

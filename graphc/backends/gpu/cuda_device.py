@@ -17,10 +17,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from graphc.arena import bytes_text
+from graphc.backends.gpu import probe
 from graphc.backends.gpu.cuda_graph import Graph, GraphDriver
 from graphc.backends.gpu.device import Array, Stretch
 from graphc.backends.gpu.kernel_text import GpuKernel
-from graphc.backends.gpu.probe import CAPABILITY, missing_for_gpu
 from graphc.backends.gpu.ptx import to_ptx
 from graphc.dlpack import CUDA
 from graphc.errors import DeviceError, OutOfMemoryError
@@ -43,7 +43,7 @@ class CudaDevice:
     """A GPU with a stream of its own; raises DeviceError saying what is missing for it."""
 
     def __init__(self, number: int) -> None:
-        missing = missing_for_gpu()
+        missing = probe.missing_for_gpu()
         if missing:
             raise DeviceError(missing)
         import pycuda.driver as cuda
@@ -65,8 +65,8 @@ class CudaDevice:
             device = cuda.Device(number)
             self.capability: tuple[int, int] = device.compute_capability()
             self.description = f"{device.name()}, {bytes_text(device.total_memory())}"
-            if self.capability < CAPABILITY:
-                major, minor = CAPABILITY
+            if self.capability < probe.CAPABILITY:
+                major, minor = probe.CAPABILITY
                 raise DeviceError(
                     f"{self.name} ({self.description}) is too old: it has compute capability "
                     f"{self.capability[0]}.{self.capability[1]}, {major}.{minor} is needed"
@@ -74,6 +74,7 @@ class CudaDevice:
             self._context = device.retain_primary_context()
             with self.active():
                 self._stream = cuda.Stream(_NON_BLOCKING)
+                self.stream: int | None = int(self._stream.handle)
                 self._recording_stream = cuda.Stream(_NON_BLOCKING)
         except cuda.Error as error:
             raise DeviceError(f"{self.name} cannot be used: {error}") from None

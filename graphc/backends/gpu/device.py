@@ -29,6 +29,7 @@ class Device(Protocol):
     capability   the generation of its instructions, such as (9, 0)
     dlpack       its device type and number as DLPack counts them
     failed       why nothing works on it any more, or ''
+    stream       what others know the queue of its work by
     """
 
     name: str
@@ -36,6 +37,7 @@ class Device(Protocol):
     capability: tuple[int, int]
     dlpack: tuple[int, int]
     failed: str
+    stream: int | None
 
     def active(self) -> AbstractContextManager[Any]:
         """Inside, this thread may use the device; may be entered again."""

@@ -33,6 +33,7 @@ class EmulatedDevice:
     """
 
     failed = ""
+    stream: int | None = None
 
     def __init__(
         self,
