@@ -371,9 +371,9 @@ def test_without_a_gpu_a_hard_placement_is_an_error(no_gpu: None) -> None:
     x = gx.placeholder("float32", [2])
     with gx.device("/gpu:0"):
         y = x * 2
-    with gx.Session(allow_soft_placement=False) as session:
-        with pytest.raises(gx.errors.DeviceError, match="cannot run on gpu:0"):
-            session.run(y, {x: [1, 2]})
+    hard = gx.Session(allow_soft_placement=False)
+    with hard, pytest.raises(gx.errors.DeviceError, match="cannot run on gpu:0"):
+        hard.run(y, {x: [1, 2]})
     with pytest.raises(gx.errors.DeviceError, match="Session: gpu:1 cannot be used") as caught:
         gx.Session(device="gpu:1")
     assert NO_GPU in str(caught.value)
@@ -383,9 +383,8 @@ def test_without_a_gpu_a_hard_placement_is_an_error(no_gpu: None) -> None:
 def test_what_names_no_device_is_refused(name: str) -> None:
     with pytest.raises(gx.errors.GraphTypeError, match="device must be one of"):
         gx.Session(device=name)
-    with pytest.raises(gx.errors.GraphTypeError, match="device must be one of"):
-        with gx.device(name):
-            pass
+    with pytest.raises(gx.errors.GraphTypeError, match="device must be one of"), gx.device(name):
+        pass
 
 
 def test_a_precision_is_one_of_three() -> None:
