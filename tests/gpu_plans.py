@@ -17,7 +17,7 @@ from graphc.execution import COMPILERS
 from graphc.kernel import Contraction
 from graphc.plan import Plan
 
-DEVICE = "planned-gpu"
+DEVICE = "reference"
 
 
 class _PlannedError(Exception):
@@ -36,13 +36,14 @@ def planning(run: bool = True) -> Iterator[list[Plan]]:
         plans.append(plan_gpu(program, fast_math=options.get("fast_math", False))[0])
         if not run:
             raise _PlannedError
-        return COMPILERS["reference"](program, **options)
+        return reference(program, **options)
 
+    reference = COMPILERS[DEVICE]
     COMPILERS[DEVICE] = compiler
     try:
         yield plans
     finally:
-        del COMPILERS[DEVICE]
+        COMPILERS[DEVICE] = reference
 
 
 def training_plan(fetches: Any, feeds: dict[gx.Tensor, Any], graph: gx.Graph | None = None) -> Plan:
