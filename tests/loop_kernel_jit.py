@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
+from gpu_loop_kernels import emulate
 
 from graphc.backends.codegen.loops import emit_loop_kernel
 from graphc.backends.interpret import interpret_loop_kernel
@@ -101,6 +102,27 @@ def execute(
     return [b.array.copy() for b in fenced], record.tolist()
 
 
+def _agree_on_gpu(
+    kernel: LoopKernel,
+    buffers: Sequence[Array],
+    symbols: Mapping[Dim, int],
+    expected: Sequence[Array],
+    faults: Collection[Any],
+    tolerance: float,
+) -> None:
+    """The same of the kernel that a GPU runs, in whatever order its threads come."""
+    runs = [emulate(kernel, buffers, symbols, reverse) for reverse in (False, True)]
+    for got, record in runs:
+        for i, (want, have) in enumerate(zip(expected, got, strict=True)):
+            message = f"buffer {i} on a GPU\n{kernel}"
+            if want.dtype.kind == "f" and tolerance:
+                np.testing.assert_allclose(have, want, tolerance, tolerance, err_msg=message)
+            else:
+                np.testing.assert_array_equal(have, want, err_msg=message)
+        assert bool(record[0]) == bool(faults)
+        assert not faults or tuple(record[1:]) in faults
+
+
 def agree(
     kernel: LoopKernel,
     buffers: Sequence[Array],
@@ -122,6 +144,7 @@ def agree(
     assert bool(record[0]) == bool(faults)
     if faults:
         assert tuple(record[1:]) in faults
+    _agree_on_gpu(kernel, buffers, symbols, expected, faults, tolerance)
     count = count_blocks(kernel, symbols)
     singly, _ = execute(compiled, buffers, symbols, [(i, i + 1) for i in range(count)], False)
     for one, other in zip(got, singly, strict=True):

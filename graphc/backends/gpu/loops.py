@@ -2,7 +2,8 @@
 
 Where the vector axis is parallel, a thread takes one point of the parallel axes, or a run of points
 along the vector axis: all are read before one is written, so that LLVM joins what is adjacent.
-Where it is reduced, a warp takes a point of the parallel axes, which is a row (see `stages`).
+Where it is reduced, a warp takes a point of the parallel axes, which is a row, or a CTA where rows
+are long (see `stages`).
 Imports: stages, thread, codegen, kernel, dims.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 from graphc.backends.codegen.evaluate import Evaluator
 from graphc.backends.codegen.numbering import Numbering
-from graphc.backends.gpu.stages import ThreadStages
+from graphc.backends.gpu.stages import ThreadStages, acts_in_turn
 from graphc.backends.gpu.thread import WARP, ThreadText
 from graphc.dims import DimLike, ceildiv, factor, mul, product
 from graphc.kernel import Access, LoopKernel, sizes_of
@@ -31,17 +32,35 @@ _CHEAP = 64
 """A stage below this weight is worth copies of its code."""
 
 
+_WIDTHS = ((16384, 1024), (2048, 256))
+"""Rows known to be at least so long have so many threads."""
+
+
 def loop_threads(kernel: LoopKernel) -> int:
     """Threads of a CTA."""
-    return POINT_THREADS if kernel.vec in kernel.par else ROW_THREADS
+    if kernel.vec in kernel.par:
+        return POINT_THREADS
+    width = _width(kernel, Numbering(kernel))
+    return ROW_THREADS if width == WARP else width
+
+
+def _width(kernel: LoopKernel, numbering: Numbering) -> int:
+    """How many threads a row has."""
+    if acts_in_turn(kernel, numbering):
+        return WARP
+    lengths = [product(kernel.axes[a] for a in stage.red) for stage in kernel.stages if stage.accs]
+    known = min((n for n in lengths if isinstance(n, int)), default=0)
+    return next((width for least, width in _WIDTHS if known >= least), WARP)
 
 
 def loop_blocks(kernel: LoopKernel) -> DimLike:
     """How many CTAs a loop kernel has."""
+    if _points_meet(kernel):
+        return 1
     points = product(kernel.axes[a] for a in kernel.par)
     if kernel.vec in kernel.par:
         return ceildiv(points, POINT_THREADS * _run(kernel, Numbering(kernel)))
-    return ceildiv(points, ROW_THREADS // WARP)
+    return ceildiv(points, ROW_THREADS // WARP) if loop_threads(kernel) == ROW_THREADS else points
 
 
 def _run(kernel: LoopKernel, numbering: Numbering) -> int:
@@ -52,6 +71,12 @@ def _run(kernel: LoopKernel, numbering: Numbering) -> int:
     if not alone and factor(kernel.axes[kernel.vec]) % RUN:
         return 1
     return 1 if numbering.weight(0) > _CHEAP else RUN
+
+
+def _points_meet(kernel: LoopKernel) -> bool:
+    """Whether points add to places that they compute, which may be another's too."""
+    stores = [s for stage in kernel.stages if not stage.red for s in stage.stores]
+    return kernel.vec in kernel.par and any(s.add and s.index is not None for s in stores)
 
 
 def emit_gpu_loop(kernel: LoopKernel, name: str) -> ThreadText:
@@ -83,6 +108,12 @@ class _Grid:
     def rows(self) -> None:
         """A warp for each point."""
         f = self.f
+        width = _width(self.kernel, self.numbering)
+        if width > WARP:
+            lane = f.thread()
+            stages = ThreadStages(f, self.kernel, self.numbering, self.values, lane, width)
+            self._point(stages, f.cta())
+            return
         warp = f.value(f"lshr i64 {f.thread()}, {WARP.bit_length() - 1}")
         lane = f.value(f"and i64 {f.thread()}, {WARP - 1}")
         row = f.add(f.mul(f.cta(), ROW_THREADS // WARP), warp)
@@ -94,6 +125,9 @@ class _Grid:
         """A thread for each point, or run of points."""
         f = self.f
         stages = ThreadStages(f, self.kernel, self.numbering, self.values, None)
+        if _points_meet(self.kernel):
+            self._one_by_one(stages)
+            return
         run = _run(self.kernel, self.numbering)
         first = f.mul(f.add(f.mul(f.cta(), POINT_THREADS), f.thread()), run)
         if run == 1:
@@ -105,6 +139,14 @@ class _Grid:
         if len(self.kernel.par) == 1 and factor(self.kernel.axes[self.kernel.vec]) % run:
             rest = f.value(f"xor i1 {whole}, true")
             stages.when(rest, lambda: self._rest(stages, first))
+
+    def _one_by_one(self, stages: ThreadStages) -> None:
+        """All points by one thread."""
+        f = self.f
+        stop = f.value(f"icmp eq i64 {f.thread()}, 0")
+        loop = f.open_loop(0, f.value(f"select i1 {stop}, i64 {self.count}, i64 0"), 1)
+        self._point(stages, loop.index)
+        f.close_loop(loop)
 
     def _point(self, stages: ThreadStages, linear: str) -> None:
         """All stages at one point, if that lies within ragged axes."""

@@ -3,7 +3,8 @@
 Where the vector axis is parallel a thread has its own point and runs the loops of reductions
 alone, in ascending order.  In a row the lanes of a warp take turns along the vector axis: element i
 goes to virtual lane i mod VIRTUAL_LANES, of which each lane has two, and these are joined by the
-tree that the CPU has, so the bits are the same.  Stores that may meet in one place act in turn.
+tree that the CPU has, so the bits are the same.  A long row has the threads of a whole CTA, whose
+warps' results are joined in shared memory.  Stores that may meet in one place act in turn.
 Imports: thread, codegen, kernel.
 """
 
@@ -39,7 +40,8 @@ Group = list[State]
 class ThreadStages:
     """Emits the stages of a kernel, for the point of a thread or the row of a warp.
 
-    lane  the thread's number within its warp, if a row is a warp's
+    lane   the thread's number among those of its row, if it has a row
+    width  how many threads a row has: WARP, or all of the CTA
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class ThreadStages:
         numbering: Numbering,
         values: Evaluator,
         lane: str | None,
+        width: int = WARP,
     ) -> None:
         self.f = f
+        self.width = width
         self.kernel = kernel
         self.numbering = numbering
         self.values = values
@@ -72,13 +76,20 @@ class ThreadStages:
         first = 0
         for number, stage in enumerate(self.kernel.stages):
             if number and self.lane is not None and self.numbering.reread:
-                self.f.warp_sync()  # what one lane wrote another may read
+                self.meet()  # what one thread wrote another may read
             if stage.red:
                 _StageLoop(self, number, stage, first).emit()
             else:
                 self._straight(stage)
             first += len(stage.accs)
         self.values.forget_accs(range(first))
+
+    def meet(self) -> None:
+        """The threads of a row wait for each other."""
+        if self.width == WARP:
+            self.f.warp_sync()
+        else:
+            self.f.barrier()
 
     def _straight(self, stage: Stage) -> None:
         """Stores without a loop: of a row, by the first lane."""
@@ -246,7 +257,8 @@ class _StageLoop:
     def _row_at_once(self, axis: int, stop: str, groups: list[Group]) -> list[Group]:
         """Whole steps of one element for each virtual lane, then what is left."""
         f, lane = self.f, self._lane()
-        start, step = "0", WARP * self.groups
+        start, width = "0", self.parent.width
+        step = width * self.groups
         if self.unrolled > 1:
             start, groups = self._row_unrolled(axis, stop, groups)
         full = f.mul(f.udiv(stop, step), step)
@@ -254,13 +266,13 @@ class _StageLoop:
             loop = f.open_loop(start, full, step, self._pack(groups))
             groups = self._unpack(loop.carried)
             first = f.add(loop.index, lane)
-            groups = [self._at(axis, f.add(first, WARP * i), g) for i, g in enumerate(groups)]
+            groups = [self._at(axis, f.add(first, width * i), g) for i, g in enumerate(groups)]
             self._settle()
             groups = self._unpack(f.close_loop(loop, self._flat(groups)))
         if full == stop:
             return groups
         for i in range(self.groups):
-            index = f.add(f.add(full, WARP * i), lane)
+            index = f.add(f.add(full, width * i), lane)
             inside = f.value(f"icmp slt i64 {index}, {stop}")
             groups = self._guarded(inside, groups, self._replacing(axis, index, i))
         self._settle()
@@ -269,7 +281,8 @@ class _StageLoop:
     def _row_unrolled(self, axis: int, stop: str, groups: list[Group]) -> tuple[str, list[Group]]:
         """Several elements for each virtual lane a step; and where such steps end."""
         f = self.f
-        near = WARP * self.groups
+        width = self.parent.width
+        near = width * self.groups
         step = near * self.unrolled
         full = f.mul(f.udiv(stop, step), step)
         if full == "0":
@@ -279,7 +292,7 @@ class _StageLoop:
         first = f.add(loop.index, self._lane())
         after = []
         for i, group in enumerate(groups):
-            indices = [f.add(first, WARP * i + near * j) for j in range(self.unrolled)]
+            indices = [f.add(first, width * i + near * j) for j in range(self.unrolled)]
             after.append(self._several(axis, indices, group))
         f.close_loop(loop, self._flat(after))
         return full, groups
@@ -293,7 +306,7 @@ class _StageLoop:
     def _settle(self) -> None:
         """Additions to memory are done in order along the axes around the vector axis."""
         if any(store.add for store in self.stage.stores):
-            self.f.warp_sync()
+            self.parent.meet()
 
     def _row_in_turn(self, axis: int, stop: str) -> None:
         """Stores of lanes that may meet: lane after lane."""
@@ -368,6 +381,8 @@ class _StageLoop:
         joined = groups[0]
         if self.lane is not None and not self.scans:
             joined = [self._join([g[i] for g in groups], i) for i in range(len(self.stage.accs))]
+            if self.parent.width > WARP and joined:
+                joined = self._join_warps(joined)
         for i, acc in enumerate(self.stage.accs):
             self.values.define_acc(self.first + i, 0, final(f, acc, joined[i]))
 
@@ -382,6 +397,30 @@ class _StageLoop:
             state = self._from_lane(state, i, distance)
         return state
 
+    def _join_warps(self, group: Group) -> Group:
+        """The states of all warps of the CTA joined, by halves too."""
+        f = self.f
+        warps = self.parent.width // WARP
+        lane = f.value(f"and i64 {self._lane()}, {WARP - 1}")
+        warp = f.value(f"lshr i64 {self._lane()}, {WARP.bit_length() - 1}")
+        rooms = [(t, f.shared(t, warps)) for t in self._types()[: len(self._flat([group]))]]
+        first = f.value(f"icmp eq i64 {lane}, 0")
+
+        def leave() -> None:
+            for (t, room), x in zip(rooms, self._flat([group]), strict=True):
+                f.store_shared(t, room, warp, x)
+
+        self.parent.when(first, leave)
+        f.barrier()
+        other = f.value(f"and i64 {lane}, {warps - 1}")
+        rest = iter([f.load_shared(t, room, other) for t, room in rooms])
+        joined: Group = [tuple(next(rest) for _ in state) for state in group]
+        distance = warps // 2
+        while distance:
+            joined = [self._from_lane(state, i, distance) for i, state in enumerate(joined)]
+            distance //= 2
+        return joined
+
     def _from_lane(self, state: State, i: int, distance: int) -> State:
         """The state combined with that of the lane at a distance."""
         acc = self.stage.accs[i]
@@ -390,6 +429,12 @@ class _StageLoop:
         return combine(
             self.f, acc, state, tuple(self.f.shuffle_xor(t, x, distance) for t, x in pairs)
         )
+
+
+def acts_in_turn(kernel: LoopKernel, numbering: Numbering) -> bool:
+    """Whether elements of a row have to act one after the other in some stage."""
+    stores = [(stage.red[-1], s) for stage in kernel.stages if stage.red for s in stage.stores]
+    return bool(numbering.lane_accs) or any(_in_turn(store, axis) for axis, store in stores)
 
 
 def _in_turn(store: Store, axis: int) -> bool:

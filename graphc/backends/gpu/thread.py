@@ -52,6 +52,30 @@ class ThreadText(FunctionText):
 
     # ---- what threads share
 
+    def shared(self, type_: str, count: int) -> str:
+        """Room for values of a type that all threads of the CTA have."""
+        name = f"@{self.name}.{self.fresh('shared')}"
+        m = "i8" if type_ == "i1" else type_
+        self.declarations[name] = (
+            f"{name} = internal addrspace(3) global [{count} x {m}] undef, align 16"
+        )
+        return name
+
+    def store_shared(self, type_: str, room: str, index: str, value: str) -> None:
+        """Write one of the values."""
+        m, size = _in_memory(type_)
+        if type_ == "i1":
+            value = self.value(f"zext i1 {value} to i8")
+        place = self.value(f"getelementptr {m}, ptr addrspace(3) {room}, i64 {index}")
+        self.emit(f"store {m} {value}, ptr addrspace(3) {place}, align {size}")
+
+    def load_shared(self, type_: str, room: str, index: str) -> str:
+        """Read one of the values."""
+        m, size = _in_memory(type_)
+        place = self.value(f"getelementptr {m}, ptr addrspace(3) {room}, i64 {index}")
+        value = self.value(f"load {m}, ptr addrspace(3) {place}, align {size}")
+        return self.value(f"trunc i8 {value} to i1") if type_ == "i1" else value
+
     def barrier(self) -> None:
         """Wait for all threads of the CTA; what they wrote before is visible behind."""
         self.call("void", "llvm.nvvm.barrier.cta.sync.aligned.all", ("i32", "0"))
@@ -85,3 +109,10 @@ class ThreadText(FunctionText):
             return self.value(f"or i64 {low}, {self.value(f'shl i64 {high}, 32')}")
         wide = self.value(f"zext {type_} {value} to i32")
         return self.value(f"trunc i32 {self._shuffle(kind, 'i32', wide, lane)} to {type_}")
+
+
+def _in_memory(type_: str) -> tuple[str, int]:
+    """The type that values of a type have in memory, and its bytes."""
+    sizes = {"float": 4, "double": 8}
+    m = "i8" if type_ == "i1" else type_
+    return m, sizes.get(m) or int(m[1:]) // 8
