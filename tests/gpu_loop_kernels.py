@@ -33,6 +33,7 @@ def emulate(
         places,
         [evaluate(d, known) for d in sizes_of(kernel)],
         reverse=reverse,
+        races="global",
     )
     return copies, record.tolist()
 

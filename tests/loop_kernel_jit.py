@@ -128,8 +128,10 @@ def agree(
     buffers: Sequence[Array],
     symbols: Mapping[Dim, int] | None = None,
     tolerance: float = 0.0,
+    gpu: bool = True,
 ) -> list[Array]:
-    """Assert that machine code does what the interpreter does, however it is cut into blocks."""
+    """Assert that machine code does what the interpreter does, however it is cut into blocks, and
+    so does the code for a GPU."""
     symbols = symbols or {}
     expected = [b.copy() for b in buffers]
     faults = interpret_loop_kernel(kernel, expected, table(kernel, symbols))
@@ -144,7 +146,8 @@ def agree(
     assert bool(record[0]) == bool(faults)
     if faults:
         assert tuple(record[1:]) in faults
-    _agree_on_gpu(kernel, buffers, symbols, expected, faults, tolerance)
+    if gpu:
+        _agree_on_gpu(kernel, buffers, symbols, expected, faults, tolerance)
     count = count_blocks(kernel, symbols)
     singly, _ = execute(compiled, buffers, symbols, [(i, i + 1) for i in range(count)], False)
     for one, other in zip(got, singly, strict=True):

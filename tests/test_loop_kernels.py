@@ -489,4 +489,4 @@ def test_constants_of_equal_value_stay_apart() -> None:
 @pytest.mark.parametrize("seed", range(150))
 def test_random_kernels(seed: int) -> None:
     made = Random(seed)
-    agree(made.kernel(), made.data, made.symbols)
+    agree(made.kernel(), made.data, made.symbols, gpu=seed % 4 == 0)

@@ -1,0 +1,84 @@
+"""Loop kernels for a GPU beyond what they share with the CPU's (see test_loop_kernels): rows that
+have a whole CTA, runs of points, and how texts are refused."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from gpu_loop_kernels import emulate
+
+from graphc.backends.gpu.kernels import emit_gpu_kernel
+from graphc.backends.gpu.ptx import to_ptx
+from graphc.dims import symbol
+from graphc.errors import CompileError
+from graphc.kernel import Access, Accumulator, Expr, LoopKernel, Stage, Store, Term
+from graphc.types import DType, bool_, float32, float64, int64
+
+ROWS = 3
+
+
+def _load(stride: int, dtype: DType) -> Expr:
+    access = Access(0, (Term(((0, 1),), stride), Term(((1, 1),), 1)))
+    return Expr("load", (), (access, 0), dtype)
+
+
+def _reduction(op: str, length: int, dtype: DType) -> LoopKernel:
+    result = int64 if op == "argmax" else dtype
+    store = Store(Access(1, (Term(((0, 1),), 1),)), Expr("acc", (), 0, result))
+    accumulator = Accumulator(op, _load(length, dtype), result)
+    stages = (Stage((1,), (accumulator,)), Stage((), (), (store,)))
+    return LoopKernel((ROWS, length), (0,), 1, (dtype, result), stages)
+
+
+@pytest.mark.parametrize("length", [2048, 3001, 20001])
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [("sum", float64), ("max", float32), ("argmax", float32), ("any", bool_), ("sum", int64)],
+    ids=str,
+)
+def test_long_rows_have_a_cta(op: str, dtype: DType, length: int) -> None:
+    rng = np.random.default_rng(length)
+    numbers = rng.integers(-9, 9, (ROWS, length))
+    numbers[1] = 0  # nothing to be found there
+    data = numbers.astype(dtype.numpy)
+    kernel = _reduction(op, length, dtype)
+    assert emit_gpu_kernel(kernel, "kernel").threads == (1024 if length > 16384 else 256)
+    expected = getattr(np, op)(data, axis=1)
+    for reverse in (False, True):
+        blank = np.zeros(ROWS, kernel.bufs[1].numpy)
+        (_, got), _ = emulate(kernel, [data.reshape(-1), blank], {}, reverse)
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 1023, 1024, 1027])
+def test_runs_of_points_are_read_at_once(n: int) -> None:
+    size = symbol("n")
+    place = (Term(((0, 1),), 1),)
+    value = Expr("load", (), (Access(0, place), 0), float32) * 2.0 + 1.0
+    stage = Stage((), (), (Store(Access(1, place), value),))
+    kernel = LoopKernel((size,), (0,), 0, (float32, float32), (stage,))
+    x = np.arange(n, dtype=np.float32)
+    (_, got), _ = emulate(kernel, [x, np.zeros(n, np.float32)], {size: n})
+    np.testing.assert_array_equal(got, 2 * x + 1)
+    ptx = to_ptx(emit_gpu_kernel(kernel, "kernel").text, (7, 5))
+    assert re.search(r"ld\.global\.v4", ptx) and re.search(r"st\.global\.v4", ptx)
+
+
+def test_an_intrinsic_no_gpu_has_is_refused_before_llvm_sees_it() -> None:
+    text = """declare float @llvm.sin.f32(float)
+define ptx_kernel void @kernel(ptr %a0) {
+  %x = load float, ptr %a0, align 4
+  %y = call float @llvm.sin.f32(float %x)
+  store float %y, ptr %a0, align 4
+  ret void
+}
+"""
+    with pytest.raises(CompileError, match=r"llvm\.sin\.f32"):
+        to_ptx(text, (7, 5))
+
+
+def test_text_that_is_not_llvm_is_an_error() -> None:
+    with pytest.raises(CompileError, match="not valid LLVM"):
+        to_ptx("define ptx_kernel void @kernel( {", (7, 5))
