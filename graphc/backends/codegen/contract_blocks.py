@@ -24,10 +24,10 @@ TALLEST = 144
 SLICED_ROWS = 216
 """Most rows of a block whose rows are read in place, where k takes several slices."""
 
-RUN_BYTES = 4096
+RUN_BYTES = 8192
 """Columns of a block that reads B in place, in bytes, that make runs long enough."""
 
-FEW_BLOCKS = 4
+FEW_BLOCKS = 2
 """Blocks wanted before they are made wider."""
 
 PACKED_BYTES = 256 * 1024

@@ -22,10 +22,10 @@ LINE = 64
 class Tile:
     """A register tile and the byte strides of the operands and of C around it.
 
-    `b_masks`, one per vector, say that B is read in place.  `b_alignment` is that of vectors of B
-    where it is less than their size.  `half`: the last vector has only half the lanes, because no
-    column needs the others.  `ahead`: bytes from an element of A to one that is wanted soon and may
-    lie far away; `b_ahead`: the same in B.
+    `in_place`: B is read where it lies, with `b_masks`, one per vector, at its edge.
+    `b_alignment` is that of vectors of B where it is less than their size.  `half`: the last vector
+    has only half the lanes, because no column needs the others.  `ahead`: bytes from an element of
+    A to one that is wanted soon and may lie far away; `b_ahead`: the same in B.
     """
 
     rows: int
@@ -42,6 +42,11 @@ class Tile:
     ahead: str = ""
     b_ahead: str = ""
     b_alignment: int = 0
+    in_place: bool = False
+
+    @property
+    def columns(self) -> int:
+        return self.vectors * self.lanes
 
     def width(self, v: int) -> int:
         """Lanes of vector v of a row."""
@@ -152,7 +157,7 @@ def _sum_steps(f: FunctionText, t: Tile, a: str, b: str, steps: str, sums: list[
 
     Two at a time pays where little is done in a step; B in place waits for memory anyway.
     """
-    if t.b_masks:
+    if t.in_place:
         return _add_steps(f, t, (a, b), ("0", steps), 1, sums)[2:]
     unrolled = f.value(f"and i64 {steps}, {-UNROLL}")
     a, b, *sums = _add_steps(f, t, (a, b), ("0", unrolled), UNROLL, sums)
@@ -229,7 +234,7 @@ def add_products(f: FunctionText, t: Tile, a: list[str], b: str, sums: list[str]
 
 def _column(f: FunctionText, t: Tile, address: str, v: int) -> str:
     if not t.b_masks:
-        alignment = t.b_alignment or t.aligned(v)
+        alignment = t.itemsize if t.in_place else t.b_alignment or t.aligned(v)
         return f.value(f"load {t.vector(v)}, ptr {address}, align {alignment}")
     return masked_load(f, t, address, t.b_masks[v])
 

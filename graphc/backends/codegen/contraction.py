@@ -48,7 +48,7 @@ from graphc.backends.codegen.contract_winograd import WinogradEmitter
 from graphc.backends.codegen.contract_winograd_tiling import winograd_blocks, winograd_cut
 from graphc.backends.codegen.targets import Target, host_target
 from graphc.backends.codegen.text import FunctionText, scalar_type
-from graphc.dims import DimLike
+from graphc.dims import DimLike, factor
 from graphc.kernel import Contraction, Cut, sizes_of
 
 STRIP = 16
@@ -56,8 +56,7 @@ STRIP_BYTES = 128
 """Narrow panels are packed together, STRIP steps of k at a time; narrow means up to STRIP_BYTES."""
 
 IN_PLACE_STRIP = 8
-"""Steps of k over all columns of a block that reads B in place: as many rows are read at once, and
-the next are asked for meanwhile."""
+"""Steps of k over all columns of a block that reads B in place: as many rows are read at once."""
 
 
 def contraction_blocks(c: Contraction, target: Target | None = None) -> DimLike:
@@ -314,13 +313,12 @@ class _Emitter:
         column[0] = f.add(column[0], self.col0)
         b, _ = self.right.locate(f, origin, column)
         step = f.mul(self.right_tables[1].step, self.itemsize)
-        ahead = f.mul(step, IN_PLACE_STRIP)
         shape = replace(
-            self._tile_shape(), rows=rows, vectors=vectors, half=False, b_step=step, b_ahead=ahead
+            self._tile_shape(), rows=rows, vectors=vectors, half=False, b_step=step, in_place=True
         )
         panel = vectors * t.lanes * self.itemsize
         if t.skips:
-            self._multiply(depth, first, self.scratch["a"], b, shape, panel, masked=True)
+            self._multiply(depth, first, self.scratch["a"], b, shape, panel)
             return
         strips = f.open_loop(
             0, f.smax(depth, 1), IN_PLACE_STRIP, [("ptr", self.scratch["a"]), ("ptr", b)]
@@ -329,9 +327,9 @@ class _Emitter:
         steps = f.smin(f.sub(depth, strips.index), IN_PLACE_STRIP)
         begins = f.value(f"icmp eq i64 {strips.index}, 0")
         first = f.value(f"and i1 {first}, {begins}")
-        self._multiply(steps, first, a, b, shape, panel, masked=True)
+        self._multiply(steps, first, a, b, shape, panel)
         following = f.offset(a, IN_PLACE_STRIP * self.room.a_step)
-        f.close_loop(strips, [following, f.offset(b, ahead)])
+        f.close_loop(strips, [following, f.offset(b, f.mul(step, IN_PLACE_STRIP))])
 
     def _packer(self, operand: Operand, origin: Record) -> Packer:
         zeros, located = self.scratch["zeros"], self.scratch["located"]
@@ -419,11 +417,10 @@ class _Emitter:
         b: str,
         shape: Tile,
         panel: str | int,
-        masked: bool = False,
     ) -> None:
         """Run the register tile over the block, from the steps of k at `a` and `b` on.
 
-        Columns of tiles are `panel` bytes apart in B; `masked` if it must not be read beyond.
+        Columns of tiles are `panel` bytes apart in B.
         """
         f, t = self.f, self.t
         start = [("ptr", a), ("ptr", self.scratch["c"]), ("ptr", self.scratch["needed"])]
@@ -433,15 +430,13 @@ class _Emitter:
         if t.skips:
             k = self.left_tables[1]
             steps = Runs(k.rows, f.offset(k.memory, k.width - 8), k.width, needed)
-        across = f.open_loop(0, self.cols, shape.vectors * t.lanes, [("ptr", b)])
-        b = across.carried[0]
-        at = f.offset(c, f.mul(across.index, self.itemsize))
-        if masked:
-            left = f.sub(self.cols, across.index)
-            masks = [lanes_below(f, shape, f.sub(left, v * t.lanes)) for v in range(shape.vectors)]
-            shape = replace(shape, b_masks=tuple(masks))
-        emit_tile(f, shape, a, b, at, steps, first)
-        f.close_loop(across, [f.offset(b, panel)])
+        for begin, end, masked in self._column_parts(shape):
+            at = f.offset(b, f.mul(f.udiv(begin, shape.columns), panel))
+            across = f.open_loop(begin, end, shape.columns, [("ptr", at)])
+            here = replace(shape, b_masks=self._masks(shape, across.index)) if masked else shape
+            to = f.offset(c, f.mul(across.index, self.itemsize))
+            emit_tile(f, here, a, across.carried[0], to, steps, first)
+            f.close_loop(across, [f.offset(across.carried[0], panel)])
         below = shape.rows * self.room.c_row
         following = [
             f.offset(a, self.room.a_panel),
@@ -449,6 +444,28 @@ class _Emitter:
             f.offset(needed, t.most.depth),
         ]
         f.close_loop(down, following)
+
+    def _column_parts(self, shape: Tile) -> list[tuple[str, str, bool]]:
+        """From where to where the columns of the block are taken, and whether with masks.
+
+        Packed panels need none.  In place only what is left over does: processors do not notice
+        where a masked load goes on reading, so nothing would be on its way when it is wanted.
+        """
+        if not shape.in_place:
+            return [("0", self.cols, False)]
+        size, width = self.t.cols.size, shape.columns
+        if isinstance(size, int) and size < width:
+            return [("0", self.cols, True)]
+        if self.t.tile_cols % width == 0 and factor(size) % width == 0:
+            return [("0", self.cols, False)]
+        whole = self.f.mul(self.f.udiv(self.cols, width), width)
+        return [("0", whole, False), (whole, self.cols, True)]
+
+    def _masks(self, shape: Tile, column: str) -> tuple[str, ...]:
+        """The lanes of the tile at a column of the block that are columns of B."""
+        f, lanes = self.f, shape.lanes
+        left = f.sub(self.cols, column)
+        return tuple([lanes_below(f, shape, f.sub(left, v * lanes)) for v in range(shape.vectors)])
 
     def _multiply_panels(
         self,
