@@ -182,7 +182,7 @@ API int cuStreamDestroy_v2(Stream *s) {
   return OK;
 }
 API int cuStreamSynchronize(Stream *s) {
-  s = s ? s : &first_stream;
+  s = (size_t)s > 2 ? s : &first_stream; /* 1 and 2 are names of default streams */
   waits++;
   return s->recording ? CAPTURING : finish(s);
 }

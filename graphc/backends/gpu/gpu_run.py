@@ -232,7 +232,7 @@ class GpuRun:
             if self._done[0]:
                 mark_committed(error)
             elif self._torn or (self._committing and isinstance(error, DeviceError)):
-                why = f"its value was lost when a run failed on {self.device.name}: {error}"
+                why = f"as it was lost when a run failed on {self.device.name}: {error}"
                 self.memory.residents.lose(self.written, why)
 
     def _key(self) -> Any:

@@ -75,7 +75,7 @@ class Residents:
         with self._lock:
             for key, copy in list(self._copies.items()):
                 if copy.newer:
-                    copy.lost = why
+                    copy.lost = f"as it was lost: {why}"
                 else:
                     del self._copies[key]
             self.losses += 1
