@@ -52,6 +52,30 @@ def test_long_rows_have_a_cta(op: str, dtype: DType, length: int) -> None:
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(64, 1), (77, 31), (1000, 33), (0, 5), (1, 64)])
+@pytest.mark.parametrize("known", [True, False])
+def test_points_with_long_sums_are_shared(rows: int, columns: int, known: bool) -> None:
+    r, c = symbol("r"), symbol("c")
+    down, across = (rows, columns) if known else (r, c)
+    access = Access(0, (Term(((1, 1),), across), Term(((0, 1),), 1)))
+    x = Expr("load", (), (access, 0), float64)
+    mean = Expr("acc", (), 0, float64) / Expr("const", (), 2.0, float64)
+    stages = (
+        Stage((1,), (Accumulator("sum", x, float64),)),
+        Stage((1,), (Accumulator("max", x - mean, float64),)),
+        Stage((), (), (Store(Access(1, (Term(((0, 1),), 1),)), Expr("acc", (), 1, float64)),)),
+    )
+    kernel = LoopKernel((across, down), (0,), 0, (float64, float64), stages)
+    shared = not known or rows >= 64
+    assert emit_gpu_kernel(kernel, "kernel").threads == (512 if shared else 256)
+    data = np.random.default_rng(rows).integers(-9, 9, (rows, columns)).astype(np.float64)
+    expected = (data - data.sum(axis=0) / 2).max(axis=0, initial=-np.inf)
+    for reverse in (False, True):
+        buffers = [data.reshape(-1), np.zeros(columns)]
+        (_, got), _ = emulate(kernel, buffers, {r: rows, c: columns}, reverse)
+        np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 1023, 1024, 1027])
 def test_runs_of_points_are_read_at_once(n: int) -> None:
     size = symbol("n")

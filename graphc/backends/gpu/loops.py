@@ -2,9 +2,9 @@
 
 Where the vector axis is parallel, a thread takes one point of the parallel axes, or a run of points
 along the vector axis: all are read before one is written, so that LLVM joins what is adjacent.
-Where it is reduced, a warp takes a point of the parallel axes, which is a row, or a CTA where rows
-are long (see `stages`).
-Imports: stages, thread, codegen, kernel, dims.
+Points with long sums are shared by threads, unless there are very many of them.  Where the vector
+axis is reduced, a warp takes a point of the parallel axes, which is a row, or a CTA where rows are
+long (see `stages`).  Imports: stages, thread, codegen, kernel, dims.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from graphc.backends.codegen.evaluate import Evaluator
 from graphc.backends.codegen.numbering import Numbering
-from graphc.backends.gpu.stages import ThreadStages, acts_in_turn
+from graphc.backends.gpu.stages import UNROLLED, Shared, ThreadStages, acts_in_turn
 from graphc.backends.gpu.thread import WARP, ThreadText
 from graphc.dims import DimLike, ceildiv, factor, mul, product
 from graphc.kernel import Access, LoopKernel, sizes_of
@@ -28,6 +28,12 @@ VECTOR_BYTES = 16
 RUN = 4
 """Points a thread takes at most: as many 4-byte elements as one access can have."""
 
+MOST_PARTS, FEWEST_PARTS = 16, 4
+"""How many threads share a point, if any do."""
+
+PLENTY = 1 << 16
+"""So many points keep a GPU busy with a thread each."""
+
 _CHEAP = 64
 """A stage below this weight is worth copies of its code."""
 
@@ -39,7 +45,8 @@ _WIDTHS = ((16384, 1024), (2048, 256))
 def loop_threads(kernel: LoopKernel) -> int:
     """Threads of a CTA."""
     if kernel.vec in kernel.par:
-        return POINT_THREADS
+        parts = _parts(kernel)
+        return parts * WARP if parts > 1 else POINT_THREADS
     width = _width(kernel, Numbering(kernel))
     return ROW_THREADS if width == WARP else width
 
@@ -58,6 +65,8 @@ def loop_blocks(kernel: LoopKernel) -> DimLike:
     if _points_meet(kernel):
         return 1
     points = product(kernel.axes[a] for a in kernel.par)
+    if _parts(kernel) > 1:
+        return ceildiv(points, WARP)
     if kernel.vec in kernel.par:
         return ceildiv(points, POINT_THREADS * _run(kernel, Numbering(kernel)))
     return ceildiv(points, ROW_THREADS // WARP) if loop_threads(kernel) == ROW_THREADS else points
@@ -71,6 +80,25 @@ def _run(kernel: LoopKernel, numbering: Numbering) -> int:
     if not alone and factor(kernel.axes[kernel.vec]) % RUN:
         return 1
     return 1 if numbering.weight(0) > _CHEAP else RUN
+
+
+def _parts(kernel: LoopKernel) -> int:
+    """How many threads share a point: more than one where its sums are long, or may be."""
+    ragged = {r.axis for r in kernel.ragged}
+    if kernel.vec not in kernel.par or kernel.checks or ragged & set(kernel.par):
+        return 1
+    reducing = [stage for stage in kernel.stages if stage.red]
+    if not reducing or any(stage.stores or not stage.accs for stage in reducing):
+        return 1
+    points = product(kernel.axes[a] for a in kernel.par)
+    if isinstance(points, int) and points >= PLENTY:
+        return 1
+    firsts = [kernel.axes[stage.red[0]] for stage in reducing]
+    known = min((n for n in firsts if isinstance(n, int)), default=MOST_PARTS * UNROLLED)
+    parts = MOST_PARTS
+    while known < parts * UNROLLED:
+        parts //= 2
+    return parts if parts >= FEWEST_PARTS else 1
 
 
 def _points_meet(kernel: LoopKernel) -> bool:
@@ -119,7 +147,7 @@ class _Grid:
         row = f.add(f.mul(f.cta(), ROW_THREADS // WARP), warp)
         stages = ThreadStages(f, self.kernel, self.numbering, self.values, lane)
         inside = f.value(f"icmp slt i64 {row}, {self.count}")
-        stages.when(inside, lambda: self._point(stages, row))
+        self.f.when(inside, lambda: self._point(stages, row))
 
     def points(self) -> None:
         """A thread for each point, or run of points."""
@@ -128,17 +156,33 @@ class _Grid:
         if _points_meet(self.kernel):
             self._one_by_one(stages)
             return
+        parts = _parts(self.kernel)
+        if parts > 1:
+            self._shared_points(parts)
+            return
         run = _run(self.kernel, self.numbering)
         first = f.mul(f.add(f.mul(f.cta(), POINT_THREADS), f.thread()), run)
         if run == 1:
             inside = f.value(f"icmp slt i64 {first}, {self.count}")
-            stages.when(inside, lambda: self._point(stages, first))
+            self.f.when(inside, lambda: self._point(stages, first))
             return
         whole = f.value(f"icmp sle i64 {f.add(first, run)}, {self.count}")
-        stages.when(whole, lambda: self._run_of_points(first, run))
+        self.f.when(whole, lambda: self._run_of_points(first, run))
         if len(self.kernel.par) == 1 and factor(self.kernel.axes[self.kernel.vec]) % run:
             rest = f.value(f"xor i1 {whole}, true")
-            stages.when(rest, lambda: self._rest(stages, first))
+            self.f.when(rest, lambda: self._rest(stages, first))
+
+    def _shared_points(self, parts: int) -> None:
+        """A lane of every warp for each point; lanes behind the last point do that one again."""
+        f = self.f
+        part = f.value(f"lshr i64 {f.thread()}, {WARP.bit_length() - 1}")
+        lane = f.value(f"and i64 {f.thread()}, {WARP - 1}")
+        point = f.add(f.mul(f.cta(), WARP), lane)
+        inside = f.value(f"icmp slt i64 {point}, {self.count}")
+        first = f.value(f"icmp eq i64 {part}, 0")
+        shared = Shared(lane, part, parts, f.value(f"and i1 {inside}, {first}"))
+        stages = ThreadStages(f, self.kernel, self.numbering, self.values, None, shared=shared)
+        self._point(stages, f.smin(point, f.sub(self.count, 1)))
 
     def _one_by_one(self, stages: ThreadStages) -> None:
         """All points by one thread."""
@@ -163,7 +207,7 @@ class _Grid:
     ) -> None:
         if conditions:
             rest = conditions[1:]
-            stages.when(conditions[0], lambda: self._if_all(stages, rest, index))
+            self.f.when(conditions[0], lambda: self._if_all(stages, rest, index))
             return
         self.values.enter(index, range(len(self.kernel.stages)))
         stages.run()

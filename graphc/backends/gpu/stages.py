@@ -1,16 +1,18 @@
 """The stages of a loop kernel as a GPU's thread runs them.
 
 Where the vector axis is parallel a thread has its own point and runs the loops of reductions
-alone, in ascending order.  In a row the lanes of a warp take turns along the vector axis: element i
-goes to virtual lane i mod VIRTUAL_LANES, of which each lane has two, and these are joined by the
-tree that the CPU has, so the bits are the same.  A long row has the threads of a whole CTA, whose
-warps' results are joined in shared memory.  Stores that may meet in one place act in turn.
-Imports: thread, codegen, kernel.
+alone, in ascending order, or shares them with the threads of its lane in the CTA's other warps.
+In a row the lanes of a warp take turns along the vector axis: element i goes to virtual lane
+i mod VIRTUAL_LANES, of which each lane has two, and these are joined by the tree that the CPU has,
+so the bits are the same.  A long row has the threads of a whole CTA, whose warps' results are
+joined in shared memory.  Stores that may meet in one place act in turn.
+Imports: thread, joins, codegen, kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from graphc.backends.codegen.evaluate import Evaluator
 from graphc.backends.codegen.numbering import Numbering, access_axes
@@ -23,6 +25,7 @@ from graphc.backends.codegen.reducers import (
     state_types,
 )
 from graphc.backends.codegen.skipping import skipping_guard
+from graphc.backends.gpu.joins import Group, join_lanes, join_parts, join_warps
 from graphc.backends.gpu.thread import WARP, ThreadText
 from graphc.kernel import VIRTUAL_LANES, LoopKernel, Stage, Store
 
@@ -34,14 +37,28 @@ UNROLLED = 4
 _LIGHT = 12
 """A stage below this weight is read so."""
 
-Group = list[State]
+
+@dataclass(frozen=True)
+class Shared:
+    """A point that threads share: one of each of the CTA's warps.
+
+    lane, part  which lane and which warp the thread is
+    parts       how many warps there are
+    stores      an i1: whether this thread stores what they have computed
+    """
+
+    lane: str
+    part: str
+    parts: int
+    stores: str
 
 
 class ThreadStages:
     """Emits the stages of a kernel, for the point of a thread or the row of a warp.
 
-    lane   the thread's number among those of its row, if it has a row
-    width  how many threads a row has: WARP, or all of the CTA
+    lane    the thread's number among those of its row, if it has a row
+    width   how many threads a row has: WARP, or all of the CTA
+    shared  with whom it shares its point, if it does
     """
 
     def __init__(
@@ -52,8 +69,10 @@ class ThreadStages:
         values: Evaluator,
         lane: str | None,
         width: int = WARP,
+        shared: Shared | None = None,
     ) -> None:
         self.f = f
+        self.shared = shared
         self.width = width
         self.kernel = kernel
         self.numbering = numbering
@@ -92,23 +111,15 @@ class ThreadStages:
             self.f.barrier()
 
     def _straight(self, stage: Stage) -> None:
-        """Stores without a loop: of a row, by the first lane."""
+        """Stores without a loop: of a row, by the first lane; of a shared point by one thread."""
         made = self.values.evaluated(stage.stores, 0)
-        if self.lane is None:
+        if self.shared is not None:
+            self.f.when(self.shared.stores, lambda: self.values.write(made))
+        elif self.lane is None:
             self.values.write(made)
         elif made:
             first = self.f.value(f"icmp eq i64 {self.lane}, 0")
-            self.when(first, lambda: self.values.write(made))
-
-    def when(self, condition: str, body: Callable[[], None]) -> None:
-        """Code that runs where a condition holds."""
-        f = self.f
-        key = f.fresh("")
-        f.branch_if(condition, f"y{key}", f"z{key}")
-        f.label(f"y{key}")
-        body()
-        f.branch(f"z{key}")
-        f.label(f"z{key}")
+            self.f.when(first, lambda: self.values.write(made))
 
 
 class _StageLoop:
@@ -122,6 +133,7 @@ class _StageLoop:
         self.stage = stage
         self.first = first
         self.lane = parent.lane
+        self.shared = parent.shared if stage.accs else None
         own = range(first, first + len(stage.accs))
         self.in_turn = any(_in_turn(store, stage.red[-1]) for store in stage.stores)
         self.scans = any(n in parent.numbering.lane_accs for n in own) or (
@@ -164,14 +176,14 @@ class _StageLoop:
         last = depth == len(self.stage.red) - 1
         if last and self.lane is not None:
             return self._row(axis, groups)
-        start, stop = "0", self.parent.extent(axis)
+        start, stop = "0", self._turns(depth)
         if last and self.unrolled > 1:
             start, groups = self._unrolled(axis, start, stop, groups)
             if start == stop:
                 return groups
         loop = self.f.open_loop(start, stop, 1, self._pack(groups))
         groups = self._unpack(loop.carried)
-        self.values.enter({axis: loop.index}, [self.number])
+        self.values.enter({axis: self._index(depth, loop.index)}, [self.number])
         guard = None
         if self.lane is None and not self.stage.stores:
             guard = skipping_guard(self.stage.accs, self.values.guard_of)
@@ -181,6 +193,20 @@ class _StageLoop:
             groups = self._guarded(guard, groups, lambda g: self._assuming(guard, depth, g))
         self.values.leave()
         return self._unpack(self.f.close_loop(loop, self._flat(groups)))
+
+    def _turns(self, depth: int) -> str:
+        """How often the loop at some depth turns: who shares a point shares the first one."""
+        f, extent = self.f, self.parent.extent(self.stage.red[depth])
+        if self.shared is None or depth:
+            return extent
+        rest = f.sub(f.add(extent, self.shared.parts - 1), self.shared.part)
+        return f.udiv(rest, self.shared.parts)
+
+    def _index(self, depth: int, turn: str) -> str:
+        """The axis's index then."""
+        if self.shared is None or depth:
+            return turn
+        return self.f.add(self.f.mul(turn, self.shared.parts), self.shared.part)
 
     def _unrolled(
         self, axis: int, start: str, stop: str, groups: list[Group]
@@ -192,7 +218,9 @@ class _StageLoop:
             return start, groups
         loop = f.open_loop(start, full, step, self._pack(groups))
         groups = self._unpack(loop.carried)
-        group = self._several(axis, [f.add(loop.index, i) for i in range(step)], groups[0])
+        depth = len(self.stage.red) - 1
+        turns = [self._index(depth, f.add(loop.index, i)) for i in range(step)]
+        group = self._several(axis, turns, groups[0])
         f.close_loop(loop, self._flat([group]))
         return full, groups
 
@@ -328,7 +356,7 @@ class _StageLoop:
         self.values.enter({axis: loop.index}, [self.number])
         group = self._updated(groups[0])
         made = self.values.evaluated(self.stage.stores, 0)
-        self.parent.when(mine, lambda: self.values.write(made))
+        self.f.when(mine, lambda: self.values.write(made))
         self.values.leave()
         f.warp_sync()
         return self._unpack(f.close_loop(loop, self._flat([group])))
@@ -380,55 +408,16 @@ class _StageLoop:
         f = self.f
         joined = groups[0]
         if self.lane is not None and not self.scans:
-            joined = [self._join([g[i] for g in groups], i) for i in range(len(self.stage.accs))]
+            accs = self.stage.accs
+            joined = [join_lanes(f, acc, [g[i] for g in groups]) for i, acc in enumerate(accs)]
             if self.parent.width > WARP and joined:
-                joined = self._join_warps(joined)
+                warps = self.parent.width // WARP
+                joined = join_warps(f, accs, joined, self._lane(), warps)
+        elif self.shared is not None:
+            lane, part, parts = self.shared.lane, self.shared.part, self.shared.parts
+            joined = join_parts(f, self.stage.accs, joined, lane, part, parts)
         for i, acc in enumerate(self.stage.accs):
             self.values.define_acc(self.first + i, 0, final(f, acc, joined[i]))
-
-    def _join(self, states: list[State], i: int) -> State:
-        """The CPU's tree: vectors of 16 lanes by pairs, then lanes by halves."""
-        states = [self._from_lane(state, i, 16) for state in states]
-        while len(states) > 1:
-            pairs = zip(states[::2], states[1::2], strict=True)
-            states = [combine(self.f, self.stage.accs[i], a, b) for a, b in pairs]
-        state = states[0]
-        for distance in (8, 4, 2, 1):
-            state = self._from_lane(state, i, distance)
-        return state
-
-    def _join_warps(self, group: Group) -> Group:
-        """The states of all warps of the CTA joined, by halves too."""
-        f = self.f
-        warps = self.parent.width // WARP
-        lane = f.value(f"and i64 {self._lane()}, {WARP - 1}")
-        warp = f.value(f"lshr i64 {self._lane()}, {WARP.bit_length() - 1}")
-        rooms = [(t, f.shared(t, warps)) for t in self._types()[: len(self._flat([group]))]]
-        first = f.value(f"icmp eq i64 {lane}, 0")
-
-        def leave() -> None:
-            for (t, room), x in zip(rooms, self._flat([group]), strict=True):
-                f.store_shared(t, room, warp, x)
-
-        self.parent.when(first, leave)
-        f.barrier()
-        other = f.value(f"and i64 {lane}, {warps - 1}")
-        rest = iter([f.load_shared(t, room, other) for t, room in rooms])
-        joined: Group = [tuple(next(rest) for _ in state) for state in group]
-        distance = warps // 2
-        while distance:
-            joined = [self._from_lane(state, i, distance) for i, state in enumerate(joined)]
-            distance //= 2
-        return joined
-
-    def _from_lane(self, state: State, i: int, distance: int) -> State:
-        """The state combined with that of the lane at a distance."""
-        acc = self.stage.accs[i]
-        types = state_types(self.f, acc)
-        pairs = zip(types, state, strict=True)
-        return combine(
-            self.f, acc, state, tuple(self.f.shuffle_xor(t, x, distance) for t, x in pairs)
-        )
 
 
 def acts_in_turn(kernel: LoopKernel, numbering: Numbering) -> bool:

@@ -6,7 +6,7 @@ at barriers; all threads that take part must get there.  Imports: codegen, dims.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from graphc.backends.codegen.text import FunctionText
 from graphc.dims import Dim
@@ -49,6 +49,15 @@ class ThreadText(FunctionText):
         self.declarations[name] = f"declare i32 @llvm.nvvm.read.ptx.sreg.{name}.x()"
         number = self.known(f"call i32 @llvm.nvvm.read.ptx.sreg.{name}.x()")
         return self.known(f"zext i32 {number} to i64")
+
+    def when(self, condition: str, body: Callable[[], None]) -> None:
+        """Code that runs where a condition holds."""
+        key = self.fresh("")
+        self.branch_if(condition, f"y{key}", f"z{key}")
+        self.label(f"y{key}")
+        body()
+        self.branch(f"z{key}")
+        self.label(f"z{key}")
 
     # ---- what threads share
 
