@@ -9,7 +9,7 @@ import pytest
 
 import graphc as gx
 from graphc.backends.codegen.contract_tiling import tile
-from graphc.backends.codegen.targets import host_target
+from graphc.backends.codegen.targets import AVX2
 from graphc.compiler import plan_cpu
 from graphc.kernel import Contraction
 from graphc.node import OPS
@@ -123,10 +123,12 @@ def test_few_channels_of_each_group_need_no_matrix_kernel(per_group: int) -> Non
 
 
 @pytest.mark.parametrize("symbolic", [False, True])
-def test_blocks_of_all_groups_at_some_rows_follow_each_other(symbolic: bool) -> None:
+@pytest.mark.parametrize("filters", [6, 8, 16])
+def test_groups_of_some_rows_follow_each_other(filters: int, symbolic: bool) -> None:
+    """As blocks, or as columns where a group fills register tiles."""
     rng = np.random.default_rng(0)
     x_value = rng.standard_normal((2, 40, 41, 64)).astype(np.float32)
-    w_value = rng.standard_normal((3, 3, 8, 64)).astype(np.float32)
+    w_value = rng.standard_normal((3, 3, 8, 8 * filters)).astype(np.float32)
     attrs = {"strides": (1, 1), "pads": ((1, 1),) * 2, "dilations": (1, 1), "groups": 8}
     with gx.Graph().as_default() as graph:
         x = gx.placeholder("f32", [None, None, None, 64] if symbolic else x_value.shape)
@@ -139,4 +141,5 @@ def test_blocks_of_all_groups_at_some_rows_follow_each_other(symbolic: bool) -> 
     program = bind_ranks(resolve_state((y,), [], (x, w)), [4] * 2)
     plan, _ = plan_cpu(specialise(program, substitution((), ())))
     (kernel,) = (k for k in plan.kernels if isinstance(k, Contraction))
-    assert tile(kernel, host_target()).batch_inside
+    found = tile(kernel, AVX2)
+    assert (found.grouped, found.batch_inside) == (filters % 8 == 0, filters % 8 != 0)

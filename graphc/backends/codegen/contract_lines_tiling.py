@@ -17,11 +17,8 @@ from typing import Any
 
 from graphc.backends.codegen.contract_access import Group, fused_axes, guarded, linear
 from graphc.backends.codegen.contract_blocks import even_sizes
-from graphc.backends.codegen.contract_tiling import (
-    assumed,
-    assumed_size,
-    groups,
-)
+from graphc.backends.codegen.contract_operands import assumed, assumed_size
+from graphc.backends.codegen.contract_tiling import groups
 from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANES
 from graphc.dims import DimLike, ceildiv, product

@@ -216,8 +216,13 @@ class RowsInPlace:
             f.prefetch(f.offset(f.offset(row, step), loop.index), 2)
         f.close_loop(loop)
 
-    def multiply(self, f: FunctionText, t: Tile, b: str, c: str, first: str) -> None:
-        """C tile = (0 if `first` else C tile) + sum over the located runs of A rows * B panel."""
+    def multiply(
+        self, f: FunctionText, t: Tile, b: str, c: str, first: str, moved: str = "0"
+    ) -> None:
+        """C tile = (0 if `first` else C tile) + sum over the located runs of A rows * B panel.
+
+        A is read so many bytes behind what was located as `moved` says.
+        """
         n = table_slots(t.rows)
         before = initial_sums(f, t, c, first)
         lengths = f.offset(self.k.memory, self.k.width - 8)
@@ -234,6 +239,7 @@ class RowsInPlace:
         rows = [
             f.value(f"load ptr, ptr {f.offset(addresses, 8 * r)}, align 8") for r in range(t.rows)
         ]
+        rows = [f.offset(row, moved) for row in rows]
         added = _add_run(f, t, rows, b, length, sums)
         if self.guards:
             end = f.block

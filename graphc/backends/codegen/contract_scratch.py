@@ -1,13 +1,14 @@
 """The stack memory of a block of a contraction: packed operands, a tile of C, tables.
 
-Imports: contract_access, contract_rows, contract_tiling, text, kernel.
+Imports: contract_access, contract_operands, contract_rows, contract_tiling, text, kernel.
 """
 
 from __future__ import annotations
 
 from graphc.backends.codegen.contract_access import Group, Operand, Table, record_words
+from graphc.backends.codegen.contract_operands import Packing
 from graphc.backends.codegen.contract_rows import table_slots
-from graphc.backends.codegen.contract_tiling import Packing, Tiling
+from graphc.backends.codegen.contract_tiling import Tiling
 from graphc.backends.codegen.text import LANES, FunctionText
 from graphc.kernel import Contraction
 
@@ -71,7 +72,7 @@ def _tables(t: Tiling, size: int) -> dict[str, int]:
     left_words, right_words = record_words(t.left), record_words(t.right)
     direct = t.pack_left.mode == "direct"
     return {
-        "zeros": -(-depth * size // 64) * 64 if direct else 64,
+        "zeros": -(-(depth + t.most.reach) * size // 64) * 64 if direct else 64,
         "runs": 8 * table_slots(t.tile_rows) * runs if direct else 0,
         "located": 16 * t.lanes,
         "left free": 8 * left_words * rows,

@@ -2,7 +2,8 @@
 
 Tiling follows from the contraction and the target alone, never from threads, and never changes
 bits: each element of C is one chain of fused multiply-adds however it is cut.
-Imports: targets, text, contract_access, contract_blocks, contract_epilogue, kernel, dims, errors.
+Imports: targets, text, contract_access, contract_blocks, contract_epilogue, contract_operands,
+contract_order, kernel, dims.
 """
 
 from __future__ import annotations
@@ -28,15 +29,19 @@ from graphc.backends.codegen.contract_blocks import (
     slices_in_place,
 )
 from graphc.backends.codegen.contract_epilogue import walks_as_one
-from graphc.backends.codegen.contract_order import near_rows
+from graphc.backends.codegen.contract_operands import (
+    PACK_CYCLES,
+    Packing,
+    assumed,
+    assumed_size,
+    packing_of,
+    run_cycles,
+)
+from graphc.backends.codegen.contract_order import groups_as_columns, near_rows, reach_of_groups
 from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANES
-from graphc.dims import DimLike, atoms, ceildiv, evaluate, factor, maximum, minimum, mul, product
-from graphc.errors import ShapeError
+from graphc.dims import DimLike, ceildiv, factor, maximum, minimum, mul, product
 from graphc.kernel import Access, Contraction, Cut, Term
-
-UNKNOWN_SIZE = 256
-"""What tiling assumes of a size known only at run time."""
 
 EVEN = 4
 """Cores that blocks are divided evenly among when the number of rows is known only at run time."""
@@ -73,22 +78,6 @@ MOST_CUT = 1024
 """Elements of a window of such rows."""
 
 
-@dataclass(frozen=True)
-class Packing:
-    """How one operand is packed.  Of the left one 'direct' means that rows are read in place.
-
-    'rows'       [row][k], copied along k
-    'panels'     [panel][k][row of panel], copied along the rows
-    'transpose'  the same layout, from runs along k
-    'direct'     not packed: vectors are read in place (few rows would not repay a copy)
-    'packed'     packed by an earlier step, see `kernel.Contraction`
-    `fused` trailing axes of the copied group form one contiguous run.
-    """
-
-    mode: str
-    fused: int
-
-
 class Room(NamedTuple):
     """What scratch memory is laid out for."""
 
@@ -99,6 +88,7 @@ class Room(NamedTuple):
     sums: int  # rows of C
     packed: int  # elements of packed B
     cut: int  # elements of A in a tile of rows whose runs guards may cut
+    reach: int = 0  # of A, from what one panel of columns reads to what another does
 
 
 @dataclass(frozen=True)
@@ -127,6 +117,7 @@ class Tiling:
     few_rows: tuple[tuple[int, int], ...] = ()
     swapped: bool = False
     batch_inside: bool = False  # blocks of all batches at some rows come one after the other
+    grouped: bool = False  # the batch axis is the first of the columns: see contract_order
 
     @property
     def finished(self) -> Group:
@@ -155,21 +146,6 @@ def groups(c: Contraction) -> tuple[Group, Group, Group, Group]:
     return found[0], found[1], found[2], found[3]
 
 
-def assumed(size: DimLike) -> int:
-    """A size as tiling takes it: every symbol in it stands for UNKNOWN_SIZE."""
-    if isinstance(size, int):
-        return size
-    try:
-        return max(evaluate(size, dict.fromkeys(atoms(size), UNKNOWN_SIZE)), 0)
-    except ShapeError:
-        return UNKNOWN_SIZE
-
-
-def assumed_size(group: Group) -> int:
-    """The product of a group's extents, each assumed where it is unknown."""
-    return math.prod(assumed(extent) for extent in group.extents)
-
-
 def cut_of(c: Contraction, target: Target) -> Cut:
     """The tiling as something a kernel can carry: see `tile`."""
     t = tile(c, target)
@@ -185,13 +161,14 @@ def cut_of(c: Contraction, target: Target) -> Cut:
         t.chunks,
         t.few_rows,
         t.batch_inside,
+        t.grouped,
     )
     return Cut(code, (t.block_rows, t.block_cols, t.depth, t.spread, *t.most), (), _panel(t))
 
 
 def _panel(t: Tiling) -> int:
     """Columns of the panels in which the block of a tiling could read B, 0 if it cannot."""
-    if t.swapped or guarded(t.right) or t.pack_right.mode in ("direct", "packed"):
+    if t.swapped or t.grouped or guarded(t.right) or t.pack_right.mode in ("direct", "packed"):
         return 0
     return t.tile_cols
 
@@ -199,11 +176,13 @@ def _panel(t: Tiling) -> int:
 def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
     """The tiling that a kernel carries."""
     swapped, pack_left, pack_right, tile_rows, vectors, half, skips, *last = cut.code
-    flat, chunks, few_rows, inside = last
+    flat, chunks, few_rows, inside, grouped = last
     block_rows, block_cols, depth, spread, *_ = cut.numbers
     most: Any = cut.most or cut.numbers
     _, m, n, _ = groups(c)
     rows, cols, left, right = (n, m, c.b, c.a) if swapped else (m, n, c.a, c.b)
+    if grouped:
+        cols = Group((0, *n.axes), (*c.batch, *n.extents))
     lanes = target.lanes(c.dtype.itemsize)
     return Tiling(
         _guards_first(left, rows) if skips else rows,
@@ -227,6 +206,7 @@ def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
         few_rows,
         swapped,
         inside,
+        grouped,
     )
 
 
@@ -248,20 +228,26 @@ def tile(c: Contraction, target: Target) -> Tiling:
         tiles = max(-(-assumed_size(rows) // target.rows[vectors - 1]), 1)
         tile_rows = max(-(-assumed_size(rows) // tiles), 1)
     half = _half(cols.size, vectors, lanes)
-    pack_left = _packing(left, rows, k, broadcast=True)
+    pack_left = packing_of(left, rows, k, broadcast=True)
     in_runs = _axes_in_runs(left, k)
     in_place = in_runs > 0 and not _reads_in_place(right, rows, cols, k)
     skips = _needed_share(c, left, rows, k) < (IN_PLACE_SHARE if in_place else 1)
     if skips:
         rows = _guards_first(left, rows)
-    pack_right = Packing("packed", 0) if c.panel else _packing(right, cols, k, broadcast=False)
+    pack_right = Packing("packed", 0) if c.panel else packing_of(right, cols, k, broadcast=False)
     if not c.panel and _reads_in_place(right, rows, cols, k):
         half = False
         pack_right = Packing("direct", len(cols.axes))
         vectors = min(IN_PLACE_SUMS // tile_rows, max(-(-assumed_size(cols) // lanes), 1))
     few_rows: tuple[tuple[int, int], ...] = ()
     windows = in_place and guards_axis(left, k.axes[-in_runs])
-    if _may_be_few(rows.size) and not skips and not windows:
+    merged = None
+    if in_place and not (swapped or skips or windows or c.panel):
+        merged = groups_as_columns(c, vectors * lanes)
+    if merged:
+        cols, half = merged, False
+        pack_right = packing_of(right, cols, k, broadcast=False)
+    elif _may_be_few(rows.size) and not skips and not windows:
         if c.panel:
             few_rows = ((1, vectors), (min(IN_PLACE_ROWS, tile_rows), vectors))
         elif _lies_in_vectors(right, cols, k):
@@ -278,7 +264,8 @@ def tile(c: Contraction, target: Target) -> Tiling:
         block_rows, block_cols, depth = block_in_place(
             sizes, tile_rows, width, sorted(depths), run, size, c.panel > 0
         )
-        block_rows = min(block_rows, near or block_rows)
+        if near and not merged:
+            block_rows = min(block_rows, near)
         whole = isinstance(k.size, int) and k.size <= depth
         few = -(-IN_PLACE_ROWS // tile_rows) * tile_rows
         runs, sums = _runs(k, pack_left.fused, depth), max(few, tile_rows if whole else block_rows)
@@ -288,6 +275,8 @@ def tile(c: Contraction, target: Target) -> Tiling:
             cut = tile_rows * (whole_k + lanes * runs)
         slices = 0 if c.panel else block_cols * depth
         room = Room(few, block_cols, depth, runs, sums, slices, cut)
+        if merged:
+            room = room._replace(reach=reach_of_groups(c))
     else:
         block_rows, block_cols = block(*sizes, tile_rows, vectors * lanes, depth, c.dtype.itemsize)
         if pack_right.mode == "direct":
@@ -315,7 +304,8 @@ def tile(c: Contraction, target: Target) -> Tiling:
         _chunks(cols.size, vectors * lanes, block_cols),
         few_rows,
         swapped,
-        near > 0,
+        near > 0 and not merged,
+        bool(merged),
     )
 
 
@@ -326,7 +316,7 @@ def block_count(c: Contraction, t: Tiling) -> DimLike:
     if t.spread != 1:
         even = mul(t.spread, ceildiv(rows, mul(t.spread, t.block_rows)))
         by_rows = maximum(by_rows, minimum(even, ceildiv(rows, SPREAD_ROWS)))
-    return product((*c.batch, by_rows, cols))
+    return product((*(() if t.grouped else c.batch), by_rows, cols))
 
 
 def _orientation_cost(c: Contraction, rows: Group, cols: Group, lanes: int) -> float:
@@ -339,21 +329,11 @@ def _orientation_cost(c: Contraction, rows: Group, cols: Group, lanes: int) -> f
     store = c.stores[0].access if c.stores else c.a
     contiguous = fused_axes(store, cols) == len(cols.axes)
     cost = depth / 16 * padding + (0.5 if contiguous else 5)
-    pack_left = _PACK_CYCLES[_packing(left, rows, k, broadcast=True).mode]
-    pack_right = _PACK_CYCLES[_packing(right, cols, k, broadcast=False).mode]
-    cost += depth * (pack_left + _run_cycles(left, rows, k)) / min(size, 256)
-    cost += depth * (pack_right + _run_cycles(right, cols, k)) / max(min(assumed_size(rows), 96), 1)
+    pack_left = PACK_CYCLES[packing_of(left, rows, k, broadcast=True).mode]
+    pack_right = PACK_CYCLES[packing_of(right, cols, k, broadcast=False).mode]
+    cost += depth * (pack_left + run_cycles(left, rows, k)) / min(size, 256)
+    cost += depth * (pack_right + run_cycles(right, cols, k)) / max(min(assumed_size(rows), 96), 1)
     return cost
-
-
-_PACK_CYCLES = {"rows": 0.1, "panels": 0.3, "transpose": 0.7, "direct": 0.0}
-"""Cycles per element packed, runs being long."""
-
-
-def _run_cycles(access: Access, free: Group, k: Group) -> float:
-    """Cycles per element that go to finding short runs."""
-    score = max(_run_score(access, free), _run_score(access, k))
-    return 6.0 if score < 4 else 12 / score - 0.75
 
 
 def _chunks(cols: DimLike, tile_cols: int, block_cols: int) -> tuple[bool, bool]:
@@ -421,7 +401,7 @@ def _lies_in_vectors(right: Access, cols: Group, k: Group) -> bool:
 def _needed_share(c: Contraction, left: Access, rows: Group, k: Group) -> float:
     """The share of A inside its guards if runs outside are skipped, 1 if they are not: they are
     where enough lies outside, in runs long enough, for testing them to pay."""
-    packing = _packing(left, rows, k, broadcast=True)
+    packing = packing_of(left, rows, k, broadcast=True)
     run = product(k.extents[len(k.extents) - packing.fused :])
     if packing.mode != "rows" or not guarded(left) or assumed(run) < SKIPPED_RUN:
         return 1.0
@@ -495,25 +475,3 @@ def _runs(k: Group, fused: int, depth: int) -> int:
     most = -(-depth // max(run, 1)) + 1 if isinstance(run, int) else depth
     outer = product(k.extents[: len(k.extents) - fused])
     return min(most, outer) if isinstance(outer, int) else most
-
-
-def _packing(access: Access, free: Group, k: Group, *, broadcast: bool) -> Packing:
-    along_free, along_k = _run_score(access, free), _run_score(access, k)
-    copied, mode = (k, "rows") if broadcast else (free, "panels")
-    if broadcast and along_free > along_k:
-        copied, mode = free, "panels"
-    if not broadcast and along_k > along_free:
-        copied, mode = k, "transpose"
-    if max(along_free, along_k) < 4:
-        return Packing("rows" if broadcast else "panels", 0)
-    return Packing(mode, fused_axes(access, copied))
-
-
-def _run_score(access: Access, group: Group) -> int:
-    """Elements a vector copy along a group moves at once (at most 16)."""
-    fused = fused_axes(access, group)
-    if fused == 0:
-        return 1
-    if fused == len(group.axes):
-        return max(4, min(assumed_size(group), 16))
-    return min(assumed(run_length(access, group)), 16)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graphc.backends.codegen.contract_access import (
+    Group,
     Operand,
     Record,
     Table,
@@ -101,6 +102,8 @@ class _Emitter:
     def __init__(self, f: FunctionText, c: Contraction, t: Tiling) -> None:
         self.f, self.c, self.t = f, c, t
         self.batch, _, _, self.k = groups(c)
+        if t.grouped:
+            self.batch = Group((), ())
         self.itemsize = c.dtype.itemsize
         self.scalar = scalar_type(c.dtype)
         self.room = Scratch(f, c, t)
@@ -213,7 +216,7 @@ class _Emitter:
         self.epilogue.fetch_ahead(rows, column, t.tile_rows, t.tile_cols, last)
         part = f.udiv(across.index, t.tile_cols)
         self.in_place.fetch_ahead(f, shape, part, ceildiv(self.f, self.cols, t.tile_cols))
-        self.in_place.multiply(f, shape, across.carried[0], at, first)
+        self.in_place.multiply(f, shape, across.carried[0], at, first, self._moved(column))
         f.close_loop(across, [f.offset(across.carried[0], panel)])
         finish, after = f.fresh("finish"), f.fresh("after")
         f.branch_if(last, finish, after)
@@ -222,6 +225,15 @@ class _Emitter:
         f.branch(after)
         f.label(after)
         f.close_loop(down, [f.offset(c, below)])
+
+    def _moved(self, column: str) -> str:
+        """How many bytes further the panel of a column reads A."""
+        f, t = self.f, self.t
+        if not t.grouped:
+            return "0"
+        batch, _ = t.cols.axes
+        group = f.udiv(column, f.dim(t.cols.extents[1]))
+        return f.mul(group, f.mul(self.left.strides[batch], self.itemsize))
 
     def _sum(self) -> None:
         f, t = self.f, self.t
