@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from graphc.backends.gpu import emulator
 from graphc.backends.gpu.emulator import EmulatedKernel, EmulatorError
 from graphc.backends.gpu.kernel_text import GpuKernel
 from graphc.errors import CompileError
@@ -422,3 +423,43 @@ def test_what_is_not_known_is_refused() -> None:
   ret void"""
     with pytest.raises(CompileError, match="cannot tell what %p points to"):
         EmulatedKernel(kernel_of(body, 1, 1, 32)).launch(1, [(0, 0)], [0])
+
+
+@pytest.mark.parametrize("races", ["none", "shared", "global"])
+def test_kernels_that_run_long_are_compiled_again(
+    races: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulator, "_LONG", 0.0)
+    x = np.random.default_rng(0).standard_normal((5, 300)).astype(np.float32)
+    sums = []
+    kernel = EmulatedKernel(row_sums())
+    for _ in range(3):
+        y = np.zeros(5, np.float32)
+        kernel.launch(5, [buffer(x), buffer(y)], [300], races=races)
+        sums.append(y.tobytes())
+    assert len(set(sums)) == 1
+    with pytest.raises(EmulatorError, match="load of 4 bytes outside argument 0"):
+        kernel.launch(6, [buffer(x), buffer(np.zeros(6, np.float32))], [300], races=races)
+
+
+def test_pointers_into_one_of_two_arrays() -> None:
+    body = """
+  %odd = trunc i32 %t to i1
+  %t64 = zext i32 %t to i64
+  %one = getelementptr float, ptr addrspace(3) @one, i64 %t64
+  %two = getelementptr float, ptr addrspace(3) @two, i64 %t64
+  %p = select i1 %odd, ptr addrspace(3) %one, ptr addrspace(3) %two
+  store float 3.0, ptr addrspace(3) %p, align 4
+  %from = select i1 %odd, ptr %a0, ptr %a1
+  %q = getelementptr float, ptr %from, i64 %t64
+  %x = load float, ptr addrspace(3) %p, align 4
+  store float %x, ptr %q, align 4
+  ret void"""
+    kernel = kernel_of(body, 2, 0, 32, before=f"{shared('one', 32)}\n{shared('two', 32)}")
+    x, y = np.zeros(32, np.float32), np.zeros(31, np.float32)
+    for races in ("none", "shared", "global"):
+        EmulatedKernel(kernel).launch(1, [buffer(x), buffer(y)], [], races=races)
+        np.testing.assert_array_equal(x, np.tile([0, 3], 16))
+        np.testing.assert_array_equal(y, np.tile([3, 0], 16)[:31])
+        with pytest.raises(EmulatorError, match=r"outside argument 0: byte .* and argument 1: "):
+            EmulatedKernel(kernel).launch(1, [buffer(x), buffer(y[:-1])], [], races=races)

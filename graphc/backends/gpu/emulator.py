@@ -11,6 +11,7 @@ emulator_text, emulator_threads, emulator_warp, kernel_text, backends.llvm, erro
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,11 +19,11 @@ from functools import cache
 from graphc.backends.gpu.emulator_context import CONTEXT, RUNTIME, context_word
 from graphc.backends.gpu.emulator_faults import fault_message
 from graphc.backends.gpu.emulator_memory import LaunchMemory, Shape
-from graphc.backends.gpu.emulator_rewrite import Site, granules_of, loop_text
+from graphc.backends.gpu.emulator_rewrite import Called, granules_of, loop_text
 from graphc.backends.gpu.emulator_runtime import runtime_text
 from graphc.backends.gpu.emulator_text import parse_kernel
 from graphc.backends.gpu.emulator_threads import copies, thread_text, waits
-from graphc.backends.gpu.emulator_warp import PRODUCTS, product_text, warp_text
+from graphc.backends.gpu.emulator_warp import PRODUCTS, Product, product_text
 from graphc.backends.gpu.kernel_text import GpuKernel
 from graphc.backends.llvm.coroutines import split_coroutines
 from graphc.backends.llvm.jit import JIT
@@ -39,21 +40,31 @@ RACES: dict[str, tuple[str, ...]] = {
 }
 """In which memory the order of accesses is checked, by what a launch asks for."""
 
-_OPTIMIZATION = 1
+_QUICK, _USUAL = 0, 1
+"""Code generation levels: the first takes a quarter of the time, for code twice as slow."""
+
+_LONG = 0.3
+"""Seconds after which what was compiled quickly is compiled again."""
 
 
 class EmulatorError(GraphcError, RuntimeError):
     """A kernel did what a GPU leaves undefined."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Compiled:
-    """A kernel's code on the host, what memory a launch of it needs, and what it calls."""
+    """A kernel's code on the host, what memory a launch of it needs, and what it calls.
+
+    quick   whether it was compiled in little time, to run slower
+    ran     how many seconds it has run
+    """
 
     address: int
-    sites: Sequence[Site]
     shape: Shape
+    called: Called
     functions: Sequence[int]
+    quick: bool
+    ran: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,85 +98,86 @@ class EmulatedKernel:
                 f"not {len(buffers)} and {len(sizes)}"
             )
         compiled = self._made.get(races)
-        if compiled is None:
-            compiled = self._made[races] = _compiled(kernel, races)
+        if compiled is None or (compiled.quick and compiled.ran > _LONG):
+            compiled = self._made[races] = _compiled(kernel, races, quick=compiled is None)
         memory = LaunchMemory(compiled.shape, buffers, sizes)
         context = memory.context(
-            compiled.functions, blocks=blocks, reversed=int(reverse), budget=budget
+            compiled.functions,
+            compiled.called.rows,
+            blocks=blocks,
+            reversed=int(reverse),
+            budget=budget,
         )
+        begun = time.perf_counter()
         _ENTRY(compiled.address)(ctypes.addressof(context))
+        compiled.ran += time.perf_counter() - begun
         if context[context_word("fault")]:
             found = dict(zip(CONTEXT, context, strict=True))
-            raise EmulatorError(fault_message(kernel.name, found, compiled.sites, buffers))
+            raise EmulatorError(fault_message(kernel.name, found, compiled.called.sites, buffers))
 
 
 # ---- code
 
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_THREAD = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+_THREAD = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
-_known: dict[tuple[str, str, int, str], _Compiled] = {}
+_known: dict[tuple[GpuKernel, str, bool], _Compiled] = {}
 
 
-def _compiled(kernel: GpuKernel, races: str) -> _Compiled:
-    """The code of a kernel, compiled once per process."""
-    key = kernel.name, kernel.text, kernel.threads, races
+def _compiled(kernel: GpuKernel, races: str, quick: bool) -> _Compiled:
+    """The code of a kernel, compiled once per process, and again if it turns out to run long."""
     with compile_lock:
-        found = _known.get(key)
+        found = _known.get((kernel, races, quick))
         if found is None:
-            found = _known[key] = _compile(kernel, RACES[races])
+            found = _known[kernel, races, quick] = _compile(kernel, RACES[races], quick)
     return found
 
 
-def _compile(kernel: GpuKernel, spaces: Sequence[str]) -> _Compiled:
+def _compile(kernel: GpuKernel, spaces: Sequence[str], quick: bool) -> _Compiled:
     parsed = parse_kernel(kernel.text, kernel.name)
     granules = granules_of(parsed, spaces)
     shape = Shape(
         kernel.threads, parsed.shared_bytes, len(parsed.parameters), granules, copies(parsed)
     )
     if not waits(parsed):
-        text, sites, called = loop_text(parsed, kernel.threads, granules)
-        address = _jit().compile_text(text, ["emulate"])["emulate"]
-        return _Compiled(address, sites, shape, _functions(called))
-    text, sites, called = thread_text(parsed, kernel.threads, granules)
-    address = _jit().compile_text(text, ["emulate.thread"], split_coroutines)["emulate.thread"]
-    return _Compiled(
-        _runtime()["emu.grid"],
-        sites,
-        shape.of_threads(address, _frame_bytes(address, shape)),
-        _functions(called),
-    )
+        text, called = loop_text(parsed, kernel.threads, granules)
+        address = _jit(_USUAL).compile_text(text, ["emulate"])["emulate"]
+        return _Compiled(address, shape, called, _functions(called), quick=False)
+    text, called = thread_text(parsed, kernel.threads, granules, quick)
+    jit = _jit(_QUICK if quick else _USUAL)
+    address = jit.compile_text(text, ["emulate.thread"], split_coroutines)["emulate.thread"]
+    shape = shape.of_threads(address, _frame_bytes(address, shape))
+    return _Compiled(_runtime()["emu.grid"], shape, called, _functions(called), quick)
 
 
 def _frame_bytes(address: int, shape: Shape) -> int:
     """How large the frame of a thread is: it says so where it finds none at all."""
-    memory = LaunchMemory(shape, (), [0] * shape.parameters)
-    context = memory.context(_functions(()), stride=0)
-    _THREAD(address)(ctypes.addressof(context), 0, 0)
+    memory = LaunchMemory(shape, (), [0] * (3 * shape.parameters))
+    context = memory.context([0] * (len(RUNTIME) + len(PRODUCTS)), (), stride=0)
+    _THREAD(address)(ctypes.addressof(context), 0)
     return int(context[context_word("needed")])
 
 
 @cache
-def _jit() -> JIT:
-    return JIT(Target(optimization=_OPTIMIZATION))
+def _jit(optimization: int) -> JIT:
+    return JIT(Target(optimization=optimization))
 
 
 @cache
 def _runtime() -> Mapping[str, int]:
     """The functions that kernels share, but matrix products."""
     names = ["emu.grid", *(f"emu.{name}" for name in RUNTIME)]
-    return _jit().compile_text(runtime_text() + warp_text(), names, split_coroutines)
+    return _jit(_USUAL).compile_text(runtime_text(), names, split_coroutines)
 
 
 @cache
-def _product(name: str) -> int:
+def _product(product: Product) -> int:
     """The function of a matrix product."""
-    product = next(p for p in PRODUCTS.values() if p.name == name)
-    return _jit().compile_text(product_text(product), [f"emu.{name}"])[f"emu.{name}"]
+    name = f"emu.{product.name}"
+    return _jit(_USUAL).compile_text(product_text(product), [name])[name]
 
 
-def _functions(called: Sequence[str]) -> Sequence[int]:
+def _functions(called: Called) -> Sequence[int]:
     """The addresses of the functions of RUNTIME, and of those products that are called."""
-    with compile_lock:
-        products = [_product(p.name) if p.name in called else 0 for p in PRODUCTS.values()]
-        return [*(_runtime()[f"emu.{name}"] for name in RUNTIME), *products]
+    products = [_product(p) if p.name in called.functions else 0 for p in PRODUCTS.values()]
+    return [*(_runtime()[f"emu.{name}"] for name in RUNTIME), *products]

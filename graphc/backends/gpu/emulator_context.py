@@ -19,32 +19,50 @@ CONTEXT = (
     "reversed",  # whether the last CTA and the last thread of each begin
     "budget",  # how many iterations of loops a thread may make
     "parameters",  # the table
+    "functions",  # the addresses of `RUNTIME` and of matrix products
+    "rows",  # what accesses may touch, `ROW` each
+    "nowhere",  # where an access that must not be made is made instead
+    "running",  # the thread that runs
+    "running_cta",
+    "me",  # the stamp of what it does
+    "waits",  # what it waits for
+    "slot",  # where it leaves what it hands to its warp
+    "met",  # what the lanes of its warp have left at the last meeting
+    "stamp",  # counts barriers and meetings: see `emulator_shadow`
+    "first",  # the stamp this CTA began with
     "shared",  # the shared memory of the CTA that runs
+    "shared_bytes",
     "shared_shadow",  # who touched it
+    "shared_granule",  # the logarithm of the bytes that share a shadow
+    "thread_function",  # begins a thread
     "pool",  # a frame per thread of a CTA
     "stride",  # the bytes of a frame
     "needed",  # the bytes of a frame that are needed
-    "states",  # what each thread waits at
-    "exchange",  # what each thread hands to its warp
-    "copies",  # what each thread has under way from global to shared memory
-    "epoch",  # counts the barriers of all CTAs so far
-    "phase",  # counts the meetings of all warps so far
-    "first_epoch",  # the epoch this CTA began with
-    "thread_function",  # begins a thread
-    "functions",  # the addresses of `RUNTIME` and of matrix products
-    "shared_bytes",
-    "shared_granule",  # the logarithm of the bytes that share a shadow
+    "states",  # what each thread waits for
+    "exchange",  # the slots of all threads, twice
     "copying",  # whether threads copy asynchronously
+    "copies",  # what each has under way from global to shared memory
 )
+
+ROW = ("start", "limit", "low_bits", "granules", "shadow", "shadow_start", "granule", "space")
+"""What accesses of one kind may touch: from the address `start`, offsets below `limit`, none of
+`low_bits` set.  `granules` is how many shadows such an access has, 0 if that is not recorded; the
+shadow of `shadow_start` is at `shadow`, `granule` is the logarithm of a granule's bytes, and
+`space` is 1 for shared memory."""
 
 RUNTIME = (
     "record",
-    "touch",
+    "read",
+    "write",
     "touch.global",
     "copy",
     "commit",
     "deliver",
     "ballot",
+    "shuffle.down",
+    "shuffle.up",
+    "shuffle.bfly",
+    "shuffle.idx",
     "source.down",
     "source.up",
     "source.bfly",
@@ -78,10 +96,15 @@ def fault_number(name: str) -> int:
     return FAULTS.index(name)
 
 
+def word_at(name: str) -> str:
+    """Where a word of the context `%emu` is."""
+    return f"getelementptr i64, ptr %emu, i64 {context_word(name)}"
+
+
 def load_word(target: str, word: str, kind: str = "i64") -> list[str]:
     """Lines that read a word of the context `%emu`."""
     return [
-        f"{target}.at = getelementptr i64, ptr %emu, i64 {context_word(word)}",
+        f"{target}.at = {word_at(word)}",
         f"{target} = load {kind}, ptr {target}.at, align 8",
     ]
 

@@ -13,7 +13,7 @@ COPIES_BYTES = COPIES * 32 + 16
 bytes there << 32 | bytes here, group << 32 | site."""
 
 COPY = """
-define internal ptr @emu.copies(ptr %emu, i64 %thread) alwaysinline {
+define internal ptr @emu.copies.of(ptr %emu, i64 %thread) alwaysinline {
   %all = WORD ptr copies
   %o = mul i64 %thread, COPIES_BYTES
   %own = getelementptr i8, ptr %all, i64 %o
@@ -26,7 +26,7 @@ entry:
   br label %loop
 loop:
   %t = phi i64 [ 0, %entry ], [ %next, %loop ]
-  %own = call ptr @emu.copies(ptr %emu, i64 %t)
+  %own = call ptr @emu.copies.of(ptr %emu, i64 %t)
   call void @llvm.memset.p0.i64(ptr %own, i8 0, i64 16, i1 false)
   %next = add i64 %t, 1
   %more = icmp slt i64 %next, %threads
@@ -35,10 +35,11 @@ done:
   ret void
 }
 
-; begin a copy: until it is waited for, what it writes is all ones; whether there is room for it
-define i1 @emu.copy(
-    ptr %emu, i64 %thread, ptr %to, ptr %from, i64 %bytes, i64 %read, i64 %site) noinline {
-  %own = call ptr @emu.copies(ptr %emu, i64 %thread)
+; begin a copy: until it is waited for, what it writes is all ones
+define void @emu.copy(
+    ptr %emu, ptr %to, ptr %from, i64 %bytes, i64 %read, i64 %site) {
+  %thread = WORD i64 running
+  %own = call ptr @emu.copies.of(ptr %emu, i64 %thread)
   %count = load i64, ptr %own, align 8
   %groupat = getelementptr i8, ptr %own, i64 8
   %group = load i64, ptr %groupat, align 8
@@ -62,16 +63,18 @@ add:
   %count1 = add i64 %count, 1
   store i64 %count1, ptr %own, align 8
   call void @llvm.memset.p0.i64(ptr %to, i8 -1, i64 %bytes, i1 false)
-  %me = call i64 @emu.stamp(ptr %emu, i64 %thread)
+  %me = WORD i64 me
   %pending = or i64 %me, 1
   call void @emu.mark(ptr %emu, ptr %to, i64 %bytes, i64 %pending)
-  ret i1 true
+  ret void
 full:
-  ret i1 false
+  call void @emu.record(ptr %emu, i64 FAULT_copies, i64 %site, i64 MOST_COPIES)
+  ret void
 }
 
-define void @emu.commit(ptr %emu, i64 %thread) {
-  %own = call ptr @emu.copies(ptr %emu, i64 %thread)
+define void @emu.commit(ptr %emu) {
+  %thread = WORD i64 running
+  %own = call ptr @emu.copies.of(ptr %emu, i64 %thread)
   %groupat = getelementptr i8, ptr %own, i64 8
   %group = load i64, ptr %groupat, align 8
   %group1 = add i64 %group, 1
@@ -80,10 +83,11 @@ define void @emu.commit(ptr %emu, i64 %thread) {
 }
 
 ; finish the copies of all groups but the last `left`
-define void @emu.deliver(ptr %emu, i64 %thread, i64 %left) noinline {
+define void @emu.deliver(ptr %emu, i64 %left) {
 entry:
-  %me = call i64 @emu.stamp(ptr %emu, i64 %thread)
-  %own = call ptr @emu.copies(ptr %emu, i64 %thread)
+  %me = WORD i64 me
+  %thread = WORD i64 running
+  %own = call ptr @emu.copies.of(ptr %emu, i64 %thread)
   %count = load i64, ptr %own, align 8
   %groupat = getelementptr i8, ptr %own, i64 8
   %group = load i64, ptr %groupat, align 8
@@ -159,7 +163,10 @@ done:
 define internal void @emu.mark(ptr %emu, ptr %to, i64 %bytes, i64 %stamp) {
 entry:
   %shadow = WORD ptr shared_shadow
-  %none = icmp eq ptr %shadow, null
+  %nowhere = WORD ptr nowhere
+  %unkept = icmp eq ptr %shadow, null
+  %lost = icmp eq ptr %to, %nowhere
+  %none = or i1 %unkept, %lost
   br i1 %none, label %done, label %start
 start:
   %shared = WORD i64 shared

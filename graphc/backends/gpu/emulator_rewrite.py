@@ -14,7 +14,7 @@ from math import gcd
 
 from graphc.backends.gpu.emulator_context import PARAMETER, RUNTIME, fault_number, load_word
 from graphc.backends.gpu.emulator_rounding import bfloat_lines, tf32_lines
-from graphc.backends.gpu.emulator_shadow import GLOBAL_SHADOW_BYTES, SHADOW_BYTES
+from graphc.backends.gpu.emulator_shadow import GLOBAL_SHADOW_BYTES
 from graphc.backends.gpu.emulator_text import (
     Access,
     KernelText,
@@ -29,6 +29,7 @@ _SPACE = re.compile(r" addrspace\(\d\)")
 _CAST = re.compile(r"^(%[\w.$]+) = addrspacecast ptr (\S+) to ptr$")
 _METADATA = re.compile(r", ![\w.]+.*$")
 _INTRINSIC = re.compile(r"^(?:(%[\w.$]+) = )?.*?call .*?@llvm\.nvvm\.([\w.]+)\((.*)\)")
+_MOVED = re.compile(r"@llvm\.nvvm\.(?:cp\.async\.c[ag]\.shared\.global\.(\d+)|ldmatrix)")
 _PHI_FROM = re.compile(r", %([-\w.$]+) \]")
 
 INDICES = {
@@ -49,6 +50,26 @@ class Site:
     line: str
     access: Access | None = None
     roots: Sequence[Root] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """Accesses of one kind: how many bytes of what, how they are aligned, and whether their order
+    with those of other threads is of interest."""
+
+    root: Root
+    bytes: int
+    align: int
+    ordered: bool
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a kernel's text names by number: sites, functions of all kernels, kinds of accesses."""
+
+    sites: Sequence[Site]
+    functions: Sequence[str]
+    rows: Sequence[Row]
 
 
 @dataclass
@@ -72,6 +93,7 @@ class HostText:
     _count: int = 0
     _limits: dict[tuple[str, int], str] = field(default_factory=dict)
     functions: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
 
     # ---- lines, names, blocks
 
@@ -107,7 +129,7 @@ class HostText:
 
     def begin(self) -> None:
         """Read the context and the parameters."""
-        for word in ("blocks", "threads", "reversed", "budget"):
+        for word in ("blocks", "reversed", "budget"):
             self.start += load_word(f"%emu.{word}", word)
         self.start += load_word("%emu.table", "parameters", "ptr")
         self.start += load_word("%emu.functions", "functions", "ptr")
@@ -120,8 +142,6 @@ class HostText:
             self._parameter(i, kind, name)
         if self.kernel.shared_bytes:
             self.start += load_word("%emu.shared", "shared", "ptr")
-            self.start += load_word("%emu.shared.shadow", "shared_shadow", "ptr")
-            self.start.append("%emu.shared.base = ptrtoint ptr %emu.shared to i64")
         for root in self.kernel.roots.values():
             if root.space == "shared":
                 pointer = shared_name(root.name)
@@ -195,8 +215,9 @@ class HostText:
             return
         access = access_of(line)
         if access is not None:
-            self.access(line, access)
-            line = _METADATA.sub("", line)
+            pointer = self.plain(access.pointer)
+            before, after = _METADATA.sub("", self.plain(line)).rsplit(f"ptr {pointer}", 1)
+            line = f"{before}ptr {self.access(line, access)}{after}"
         elif line == "ret void":
             line = "br label %emu.returned"
         elif seen.intersection(self.kernel.targets(line)):
@@ -219,9 +240,9 @@ class HostText:
         )
         return _CAST.sub(r"\1 = getelementptr i8, ptr \2, i64 0", line)
 
-    def access(self, line: str, access: Access) -> None:
+    def access(self, line: str, access: Access) -> str:
         """Require that an access is inside what its pointer is derived from, aligned, and in order
-        with those of other threads."""
+        with those of other threads; returns the pointer to use."""
         site, roots, address = self.place(line, access)
         ok = self._inside(address, roots, access.bytes)
         if access.align > 1:
@@ -229,6 +250,7 @@ class HostText:
         self.require(ok, "access", site, address)
         if access.kind != "atomic":
             self.touch(site, access, address, roots)
+        return self.plain(access.pointer)
 
     def place(self, line: str, access: Access) -> tuple[int, Sequence[Root], str]:
         """A site for an access, what its pointer is derived from, and its address."""
@@ -254,45 +276,38 @@ class HostText:
     def touch(
         self, site: int, access: Access, address: str, roots: Sequence[Root], size: str = ""
     ) -> None:
-        """Record who reads or writes; `size` is how many bytes, if that is not known here."""
-        spaces = {root.space for root in roots}
-        found = spaces.intersection(self.granules)
-        if not found:
+        """Record who reads or writes global memory; `size` is how many bytes, if that is not
+        known here."""
+        granule = self.granules.get("global")
+        if granule is None or not any(root.space == "global" for root in roots):
             return
-        if len(spaces) > 1:
-            raise CompileError(f"a pointer into {' or '.join(sorted(spaces))} memory")
-        space = found.pop()
-        granule = self.granules[space]
+        if not all(root.space == "global" for root in roots):
+            raise CompileError(f"a pointer into memory of several kinds: {access.pointer}")
         count = str(access.bytes // granule)
         if size:
             count = self.value(f"lshr i64 {size}, {granule.bit_length() - 1}")
-        entry = self._shadow(address, roots, space, granule)
-        function = self.runtime("touch" if space == "shared" else "touch.global")
+        entry = self._shadow(address, roots, granule)
         writes = "true" if access.kind == "store" else "false"
         bad = self.value(
-            f"call i1 {function}(ptr %emu, ptr {entry}, i64 {count}, i64 %emu.thread.i64, "
-            f"i64 %emu.cta.i64, i64 {site}, i1 {writes})"
+            f"call i1 {self.runtime('touch.global')}(ptr %emu, ptr {entry}, i64 {count}, "
+            f"i64 {site}, i1 {writes})"
         )
         following = f"emu.ok.{self.fresh()}"
         self.emit(f"br i1 {bad}, label %emu.stop, label %{following}")
         self.label(following)
 
-    def _shadow(self, address: str, roots: Sequence[Root], space: str, granule: int) -> str:
-        """Where the shadow of an address is."""
-        if space == "shared":
-            start, shadow, entry = "%emu.shared.base", "%emu.shared.shadow", SHADOW_BYTES
-        else:
-            entry = GLOBAL_SHADOW_BYTES
-            start, shadow = f"%emu.start.{roots[0].number}", f"%emu.shadow.{roots[0].number}"
-            for root in roots[1:]:
-                offset = self.value(f"sub i64 {address}, {base_of(root)}")
-                its = self.value(f"icmp ult i64 {offset}, %emu.bytes.{root.number}")
-                other = f"%emu.start.{root.number}", f"%emu.shadow.{root.number}"
-                start = self.value(f"select i1 {its}, i64 {other[0]}, i64 {start}")
-                shadow = self.value(f"select i1 {its}, ptr {other[1]}, ptr {shadow}")
+    def _shadow(self, address: str, roots: Sequence[Root], granule: int) -> str:
+        """Where the shadow of an address in global memory is."""
+        start, shadow = f"%emu.start.{roots[0].number}", f"%emu.shadow.{roots[0].number}"
+        for root in roots[1:]:
+            offset = self.value(f"sub i64 {address}, {base_of(root)}")
+            its = self.value(f"icmp ult i64 {offset}, %emu.bytes.{root.number}")
+            other = f"%emu.start.{root.number}", f"%emu.shadow.{root.number}"
+            start = self.value(f"select i1 {its}, i64 {other[0]}, i64 {start}")
+            shadow = self.value(f"select i1 {its}, ptr {other[1]}, ptr {shadow}")
         offset = self.value(f"sub i64 {address}, {start}")
         number = self.value(f"lshr i64 {offset}, {granule.bit_length() - 1}")
-        place = self.value(f"mul i64 {number}, {entry}")
+        place = self.value(f"mul i64 {number}, {GLOBAL_SHADOW_BYTES}")
         return self.value(f"getelementptr i8, ptr {shadow}, i64 {place}")
 
     def _count_step(self, line: str) -> None:
@@ -328,8 +343,7 @@ class HostText:
             for name, at in rows
         ]
         called = ", ".join(
-            f"i64 %emu.{name}"
-            for name in ("fault.code", "fault.site", "cta.i64", "thread.i64", "fault.value")
+            f"i64 %emu.{name}" for name in ("fault.code", "fault.site", "fault.value")
         )
         return [
             "emu.fault:",
@@ -395,19 +409,20 @@ def granules_of(kernel: KernelText, spaces: Sequence[str]) -> dict[str, int]:
         for root in roots.get(access.pointer, ()) if access else ():
             if access is not None and root.space in found:
                 found[root.space] = gcd(found[root.space], access.bytes, access.align)
+        if access is None and (moved := _MOVED.search(line)):
+            found = {space: gcd(size, int(moved.group(1) or 2)) for space, size in found.items()}
     return found
 
 
 LIMIT = "declare i64 @llvm.usub.sat.i64(i64, i64)\n"
 
 
-def loop_text(
-    kernel: KernelText, threads: int, granules: Mapping[str, int]
-) -> tuple[str, Sequence[Site], Sequence[str]]:
-    """The module of a kernel whose threads do not wait, its sites and what it calls:
-    `void @emulate(ptr)`."""
+def loop_text(kernel: KernelText, threads: int, granules: Mapping[str, int]) -> tuple[str, Called]:
+    """The module of a kernel whose threads do not wait, `void @emulate(ptr)`, and what it calls."""
     host = HostText(kernel, threads, pointer_roots(kernel), granules)
     host.begin()
+    for word in ("running", "running_cta", "me", "stamp"):
+        host.start += load_word(f"%emu.{word}", word)
     host.body()
     text = [
         *host_lines(kernel, LIMIT),
@@ -424,7 +439,7 @@ def loop_text(
         "ret void",
         "}",
     ]
-    return "\n".join(text) + "\n", host.sites, host.functions
+    return "\n".join(text) + "\n", Called(host.sites, host.functions, host.rows)
 
 
 _LOOPS = """\
@@ -446,6 +461,11 @@ emu.threads.loop:
 %emu.thread = trunc i64 %emu.thread.i64 to i32
 %emu.lane = and i32 %emu.thread, 31
 store i64 %emu.budget, ptr %emu.steps, align 8
+store i64 %emu.thread.i64, ptr %emu.running.at, align 8
+store i64 %emu.cta.i64, ptr %emu.running_cta.at, align 8
+%emu.t.shifted = shl i64 %emu.thread.i64, 2
+%emu.me.now = or i64 %emu.stamp, %emu.t.shifted
+store i64 %emu.me.now, ptr %emu.me.at, align 8
 br i1 %emu.t.more, label %{first}, label %emu.cta.done
 """
 

@@ -9,23 +9,32 @@ warp, for its CTA or has ended; what waits is told by a word per thread:
 Once all lanes of a warp are at one meeting they go on, and once all threads are at one barrier they
 do; anything else is a fault.
 
-Imports: emulator_context, emulator_copies, emulator_shadow.
+Imports: emulator_context, emulator_copies, emulator_shadow, emulator_warp.
 """
 
 from __future__ import annotations
 
 from graphc.backends.gpu.emulator_context import expand
 from graphc.backends.gpu.emulator_copies import COPIES, COPIES_BYTES, COPY
-from graphc.backends.gpu.emulator_shadow import SHADOW
+from graphc.backends.gpu.emulator_shadow import GLOBAL_SHADOW_BYTES, SHADOW, SHADOW_BYTES
+from graphc.backends.gpu.emulator_warp import SLOT_BYTES, warp_text
 
 RECORD = """
-define void @emu.record(
-    ptr %emu, i64 %fault, i64 %site, i64 %cta, i64 %thread, i64 %value) noinline {
+; the first fault of a launch is kept, with the thread that runs
+define void @emu.record(ptr %emu, i64 %fault, i64 %site, i64 %value) noinline {
+  %before = WORD i64 fault
+  %none = icmp eq i64 %before, 0
+  br i1 %none, label %keep, label %done
+keep:
+  %thread = WORD i64 running
+  %cta = WORD i64 running_cta
   PUT fault, %fault
   PUT site, %site
   PUT cta, %cta
   PUT thread, %thread
   PUT value, %value
+  br label %done
+done:
   ret void
 }
 """
@@ -96,38 +105,62 @@ done:
   ret void
 }
 
-define internal void @emu.diverged(ptr %emu, i64 %fault, i64 %thread, i64 %other, i64 %cta) {
+define internal void @emu.diverged(ptr %emu, i64 %fault, i64 %thread, i64 %other) {
   %states = WORD ptr states
   %at = getelementptr i64, ptr %states, i64 %thread
   %state = load i64, ptr %at, align 8
   %site = lshr i64 %state, 1
-  call void @emu.record(ptr %emu, i64 %fault, i64 %site, i64 %cta, i64 %thread, i64 %other)
+  PUT running, %thread
+  call void @emu.record(ptr %emu, i64 %fault, i64 %site, i64 %other)
   ret void
 }
 
 ; run each lane of the warp that may go on, until it waits or ends; whether all is well
-define internal i1 @emu.lanes(ptr %emu, i64 %first, i64 %cta) {
+define internal i1 @emu.lanes(ptr %emu, i64 %first) {
 entry:
   %states = WORD ptr states
   %pool = WORD ptr pool
   %stride = WORD i64 stride
+  %threads = WORD i64 threads
   %reversed = WORD i64 reversed
   %backwards = icmp ne i64 %reversed, 0
+  %stamp = WORD i64 stamp
+  %exchange = WORD ptr exchange
+  %side = and i64 %stamp, 4096
+  %odd = icmp ne i64 %side, 0
+  %half = mul i64 %threads, SLOT_BYTES
+  %here = select i1 %odd, i64 %half, i64 0
+  %there = sub i64 %half, %here
+  %slots = getelementptr i8, ptr %exchange, i64 %here
+  %others = getelementptr i8, ptr %exchange, i64 %there
+  %firsto = mul i64 %first, SLOT_BYTES
+  %met = getelementptr i8, ptr %others, i64 %firsto
+  %metword = ptrtoint ptr %met to i64
+  PUT met, %metword
   br label %loop
 loop:
-  %l = phi i64 [ 0, %entry ], [ %next, %ran ]
+  %l = phi i64 [ 0, %entry ], [ %next, %skipped ]
   %mirrored = sub i64 31, %l
   %lane = select i1 %backwards, i64 %mirrored, i64 %l
   %t = add i64 %first, %lane
   %at = getelementptr i64, ptr %states, i64 %t
   %state = load i64, ptr %at, align 8
-  switch i64 %state, label %ran [
-    i64 0, label %resume
-    i64 -2, label %begin
-  ]
+  %ended = icmp eq i64 %state, -1
+  br i1 %ended, label %skipped, label %run
+run:
+  %shifted = shl i64 %t, 2
+  %me = or i64 %stamp, %shifted
+  %so = mul i64 %t, SLOT_BYTES
+  %slot = getelementptr i8, ptr %slots, i64 %so
+  %slotword = ptrtoint ptr %slot to i64
+  PUT running, %t
+  PUT me, %me
+  PUT slot, %slotword
+  %unbegun = icmp eq i64 %state, -2
+  br i1 %unbegun, label %begin, label %resume
 begin:
   %function = WORD ptr thread_function
-  %made = call ptr %function(ptr %emu, i64 %t, i64 %cta)
+  %made = call ptr %function(ptr %emu, i64 %t)
   br label %ran
 resume:
   %o = mul i64 %t, %stride
@@ -135,6 +168,10 @@ resume:
   call void @llvm.coro.resume(ptr %frame)
   br label %ran
 ran:
+  %waits = WORD i64 waits
+  store i64 %waits, ptr %at, align 8
+  br label %skipped
+skipped:
   %next = add i64 %l, 1
   %fault = WORD i64 fault
   %well = icmp eq i64 %fault, 0
@@ -146,13 +183,13 @@ done:
 }
 
 ; run a warp until all its lanes wait at barriers or have ended
-define internal i1 @emu.warp(ptr %emu, i64 %first, i64 %cta) {
+define internal i1 @emu.warp(ptr %emu, i64 %first) {
 entry:
   %states = WORD ptr states
   %firstat = getelementptr i64, ptr %states, i64 %first
   br label %pass
 pass:
-  %well = call i1 @emu.lanes(ptr %emu, i64 %first, i64 %cta)
+  %well = call i1 @emu.lanes(ptr %emu, i64 %first)
   br i1 %well, label %look, label %done
 look:
   %odd = call i64 @emu.odd(ptr %states, i64 %first, i64 32)
@@ -163,23 +200,32 @@ meet:
   %all = icmp slt i64 %odd, 0
   br i1 %all, label %met, label %diverged
 met:
-  %phase = WORD i64 phase
-  %phase1 = add i64 %phase, 1
-  PUT phase, %phase1
+  %stamp = WORD i64 stamp
+  %later = add i64 %stamp, 4096
+  PUT stamp, %later
   call void @emu.set(ptr %states, i64 %first, i64 32, i64 0)
   br label %pass
 diverged:
   %same = icmp eq i64 %odd, %waiting
   %other = select i1 %same, i64 %first, i64 %odd
-  call void @emu.diverged(ptr %emu, i64 FAULT_warp, i64 %waiting, i64 %other, i64 %cta)
+  call void @emu.diverged(ptr %emu, i64 FAULT_warp, i64 %waiting, i64 %other)
   br label %done
 done:
   %result = phi i1 [ %well, %pass ], [ true, %look ], [ false, %diverged ]
   ret i1 %result
 }
 
+; the stamp after a barrier
+define internal i64 @emu.epoch(ptr %emu) alwaysinline {
+  %stamp = WORD i64 stamp
+  %epoch = lshr i64 %stamp, 34
+  %next = add i64 %epoch, 1
+  %first = shl i64 %next, 34
+  ret i64 %first
+}
+
 ; run a CTA to its end
-define internal i1 @emu.cta(ptr %emu, i64 %cta) {
+define internal i1 @emu.cta(ptr %emu) {
 entry:
   %states = WORD ptr states
   %threads = WORD i64 threads
@@ -189,19 +235,14 @@ entry:
   call void @emu.set(ptr %states, i64 0, i64 %threads, i64 -2)
   br label %round
 round:
-  %epoch = WORD i64 epoch
-  %epoch1 = add i64 %epoch, 1
-  PUT epoch, %epoch1
-  PUT phase, 0
+  %stamp = call i64 @emu.epoch(ptr %emu)
+  PUT stamp, %stamp
   br label %warps
 warps:
   %w = phi i64 [ 0, %round ], [ %wnext, %wdone ]
   %mirrored = sub i64 %lastwarp, %w
   %first = select i1 %backwards, i64 %mirrored, i64 %w
-  %phase = WORD i64 phase
-  %phase1 = add i64 %phase, 1
-  PUT phase, %phase1
-  %well = call i1 @emu.warp(ptr %emu, i64 %first, i64 %cta)
+  %well = call i1 @emu.warp(ptr %emu, i64 %first)
   br i1 %well, label %wdone, label %failed
 wdone:
   %wnext = add i64 %w, 32
@@ -215,7 +256,7 @@ diverged:
   %waiting = call i64 @emu.waiting(ptr %states, i64 0, i64 %threads, i64 1)
   %same = icmp eq i64 %odd, %waiting
   %other = select i1 %same, i64 0, i64 %odd
-  call void @emu.diverged(ptr %emu, i64 FAULT_barrier, i64 %waiting, i64 %other, i64 %cta)
+  call void @emu.diverged(ptr %emu, i64 FAULT_barrier, i64 %waiting, i64 %other)
   br label %failed
 together:
   %state = load i64, ptr %states, align 8
@@ -248,16 +289,16 @@ ctas:
 body:
   %mirrored = sub i64 %less, %c
   %cta = select i1 %backwards, i64 %mirrored, i64 %c
-  %epoch = WORD i64 epoch
-  %first = add i64 %epoch, 1
-  PUT first_epoch, %first
+  %first = call i64 @emu.epoch(ptr %emu)
+  PUT first, %first
+  PUT running_cta, %cta
   call void @llvm.memset.p0.i64(ptr align 16 %shared, i8 -1, i64 %bytes, i1 false)
   br i1 %copies, label %forget, label %run
 forget:
   call void @emu.forget(ptr %emu)
   br label %run
 run:
-  %well = call i1 @emu.cta(ptr %emu, i64 %cta)
+  %well = call i1 @emu.cta(ptr %emu)
   %next = add i64 %c, 1
   br i1 %well, label %ctas, label %done
 done:
@@ -268,7 +309,13 @@ done:
 
 def runtime_text() -> str:
     """The module of the functions that all kernels share."""
-    text = RECORD + SCHEDULER + SHADOW + COPY
-    for name, value in (("COPIES_BYTES", COPIES_BYTES), ("MOST_COPIES", COPIES)):
+    text = RECORD + SCHEDULER + SHADOW + COPY + warp_text()
+    for name, value in {
+        "GLOBAL_SHADOW_BYTES": GLOBAL_SHADOW_BYTES,
+        "SHADOW_BYTES": SHADOW_BYTES,
+        "COPIES_BYTES": COPIES_BYTES,
+        "MOST_COPIES": COPIES,
+        "SLOT_BYTES": SLOT_BYTES,
+    }.items():
         text = text.replace(name, str(value))
     return expand(text)

@@ -17,19 +17,10 @@ from __future__ import annotations
 SHADOW_BYTES = 16
 GLOBAL_SHADOW_BYTES = 24
 
-SHADOW = """
-define internal i64 @emu.stamp(ptr %emu, i64 %thread) alwaysinline {
-  %epoch = WORD i64 epoch
-  %phase = WORD i64 phase
-  %e = shl i64 %epoch, 34
-  %part = and i64 %phase, 4194303
-  %p = shl i64 %part, 12
-  %t = shl i64 %thread, 2
-  %ep = or i64 %e, %p
-  %stamp = or i64 %ep, %t
-  ret i64 %stamp
-}
+FIRST_STAMP = 1 << 34
+"""The stamp before the first barrier, of thread 0."""
 
+SHADOW = """
 ; whether two stamps of one epoch are of threads that no meeting orders; `low` bits always do
 define internal i1 @emu.unordered(i64 %a, i64 %b) alwaysinline {
   %x = xor i64 %a, %b
@@ -86,77 +77,178 @@ define internal i64 @emu.reads(i64 %reads, i64 %me) alwaysinline {
   ret i64 %r5
 }
 
-; a thread reads or writes `count` granules of shared memory; whether that is a fault
-define i1 @emu.touch(
-    ptr %emu, ptr %entry, i64 %count, i64 %thread, i64 %cta, i64 %site, i1 %writes) noinline {
+; where an access of the row may be made: where it wants, or nowhere
+define internal ptr @emu.place(ptr %emu, ptr %p, ptr %row, i64 %site) alwaysinline {
+  %limitat = getelementptr i64, ptr %row, i64 1
+  %lowat = getelementptr i64, ptr %row, i64 2
+  %start = load i64, ptr %row, align 8
+  %limit = load i64, ptr %limitat, align 8
+  %low = load i64, ptr %lowat, align 8
+  %address = ptrtoint ptr %p to i64
+  %offset = sub i64 %address, %start
+  %inside = icmp ult i64 %offset, %limit
+  %bits = and i64 %address, %low
+  %even = icmp eq i64 %bits, 0
+  %ok = and i1 %inside, %even
+  br i1 %ok, label %done, label %bad
+bad:
+  call void @emu.record(ptr %emu, i64 FAULT_access, i64 %site, i64 %address)
+  br label %done
+done:
+  %nowhere = WORD ptr nowhere
+  %where = select i1 %ok, ptr %p, ptr %nowhere
+  ret ptr %where
+}
+
+; the shadow of an address, and how many follow it; none of what is nowhere
+define internal { ptr, i64 } @emu.shadow(ptr %emu, ptr %p, ptr %row) alwaysinline {
+  %countat = getelementptr i64, ptr %row, i64 3
+  %shadowat = getelementptr i64, ptr %row, i64 4
+  %startat = getelementptr i64, ptr %row, i64 5
+  %granuleat = getelementptr i64, ptr %row, i64 6
+  %spaceat = getelementptr i64, ptr %row, i64 7
+  %some = load i64, ptr %countat, align 8
+  %shadow = load ptr, ptr %shadowat, align 8
+  %start = load i64, ptr %startat, align 8
+  %granule = load i64, ptr %granuleat, align 8
+  %space = load i64, ptr %spaceat, align 8
+  %nowhere = WORD ptr nowhere
+  %lost = icmp eq ptr %p, %nowhere
+  %count = select i1 %lost, i64 0, i64 %some
+  %address = ptrtoint ptr %p to i64
+  %offset = sub i64 %address, %start
+  %number = lshr i64 %offset, %granule
+  %shared = icmp eq i64 %space, 1
+  %size = select i1 %shared, i64 SHADOW_BYTES, i64 GLOBAL_SHADOW_BYTES
+  %o = mul i64 %number, %size
+  %entry = getelementptr i8, ptr %shadow, i64 %o
+  %first = insertvalue { ptr, i64 } poison, ptr %entry, 0
+  %both = insertvalue { ptr, i64 } %first, i64 %count, 1
+  ret { ptr, i64 } %both
+}
+
+define ptr @emu.read(ptr %emu, ptr %p, i64 %which, i64 %site) {
+  %rows = WORD ptr rows
+  %o = shl i64 %which, 6
+  %row = getelementptr i8, ptr %rows, i64 %o
+  %where = call ptr @emu.place(ptr %emu, ptr %p, ptr %row, i64 %site)
+  %countat = getelementptr i64, ptr %row, i64 3
+  %count = load i64, ptr %countat, align 8
+  %any = icmp ne i64 %count, 0
+  br i1 %any, label %record, label %done
+record:
+  call void @emu.touch(ptr %emu, ptr %where, ptr %row, i64 %site, i1 false)
+  br label %done
+done:
+  ret ptr %where
+}
+
+define ptr @emu.write(ptr %emu, ptr %p, i64 %which, i64 %site) {
+  %rows = WORD ptr rows
+  %o = shl i64 %which, 6
+  %row = getelementptr i8, ptr %rows, i64 %o
+  %where = call ptr @emu.place(ptr %emu, ptr %p, ptr %row, i64 %site)
+  %countat = getelementptr i64, ptr %row, i64 3
+  %count = load i64, ptr %countat, align 8
+  %any = icmp ne i64 %count, 0
+  br i1 %any, label %record, label %done
+record:
+  call void @emu.touch(ptr %emu, ptr %where, ptr %row, i64 %site, i1 true)
+  br label %done
+done:
+  ret ptr %where
+}
+
+; record a read or a write in shared or in global memory
+define internal void @emu.touch(
+    ptr %emu, ptr %where, ptr %row, i64 %site, i1 %writes) alwaysinline {
+  %both = call { ptr, i64 } @emu.shadow(ptr %emu, ptr %where, ptr %row)
+  %entry = extractvalue { ptr, i64 } %both, 0
+  %count = extractvalue { ptr, i64 } %both, 1
+  %spaceat = getelementptr i64, ptr %row, i64 7
+  %space = load i64, ptr %spaceat, align 8
+  %shared = icmp eq i64 %space, 1
+  br i1 %shared, label %inshared, label %inglobal
+inshared:
+  call void @emu.touch.shared(ptr %emu, ptr %entry, i64 %count, i64 %site, i1 %writes)
+  ret void
+inglobal:
+  %bad = call i1 @emu.touch.global(ptr %emu, ptr %entry, i64 %count, i64 %site, i1 %writes)
+  ret void
+}
+
+; the granules of shared memory that an access has
+define internal void @emu.touch.shared(
+    ptr %emu, ptr %entry, i64 %count, i64 %site, i1 %writes) alwaysinline {
 begin:
-  %me = call i64 @emu.stamp(ptr %emu, i64 %thread)
-  %myepoch = lshr i64 %me, 34
-  %first = WORD i64 first_epoch
+  %me = WORD i64 me
+  %first = WORD i64 first
+  %epoch = and i64 %me, -17179869184
+  %span = sub i64 %epoch, %first
   br label %loop
 loop:
   %i = phi i64 [ 0, %begin ], [ %next, %fine ]
+  %more = icmp slt i64 %i, %count
+  br i1 %more, label %one, label %well
+one:
   %o = shl i64 %i, 4
   %wat = getelementptr i8, ptr %entry, i64 %o
   %rat = getelementptr i8, ptr %wat, i64 8
   %w = load i64, ptr %wat, align 8
   %r = load i64, ptr %rat, align 8
-  %wepoch = lshr i64 %w, 34
-  %written = icmp uge i64 %wepoch, %first
-  %known = or i1 %written, %writes
-  br i1 %known, label %delivered, label %unwritten
-delivered:
+  ; most often: it was written in an earlier epoch of this CTA, and not by a copy under way
+  %age = sub i64 %w, %first
+  %earlier = icmp ult i64 %age, %span
   %pending = and i64 %w, 1
+  %delivered = icmp eq i64 %pending, 0
+  %usual = and i1 %earlier, %delivered
+  br i1 %usual, label %which, label %unusual
+unusual:
+  %written = icmp uge i64 %w, %first
+  %known = or i1 %written, %writes
+  br i1 %known, label %arrived, label %fault
+arrived:
   %ispending = icmp ne i64 %pending, 0
   %undelivered = and i1 %ispending, %written
-  br i1 %undelivered, label %undeliveredfault, label %ordered
+  br i1 %undelivered, label %fault, label %ordered
 ordered:
-  %wnow = icmp eq i64 %wepoch, %myepoch
+  %wnow = icmp uge i64 %w, %epoch
   %wun = call i1 @emu.unordered(i64 %w, i64 %me)
   %wbad = and i1 %wnow, %wun
-  br i1 %wbad, label %race, label %which
+  br i1 %wbad, label %fault, label %which
 which:
   br i1 %writes, label %write, label %read
 write:
-  %repoch = lshr i64 %r, 34
-  %rnow = icmp eq i64 %repoch, %myepoch
+  %rnow = icmp uge i64 %r, %epoch
   %run = call i1 @emu.unread(i64 %r, i64 %me)
   %rbad = and i1 %rnow, %run
   store i64 %me, ptr %wat, align 8
-  br i1 %rbad, label %race, label %fine
+  br i1 %rbad, label %fault, label %fine
 read:
   %reads = call i64 @emu.reads(i64 %r, i64 %me)
   store i64 %reads, ptr %rat, align 8
   br label %fine
 fine:
   %next = add i64 %i, 1
-  %more = icmp slt i64 %next, %count
-  br i1 %more, label %loop, label %well
+  br label %loop
 well:
-  ret i1 false
-race:
-  %who = phi i64 [ %w, %ordered ], [ %r, %write ]
-  br label %fault
-unwritten:
-  br label %fault
-undeliveredfault:
-  br label %fault
+  ret void
 fault:
-  %what = phi i64 [ FAULT_race, %race ], [ FAULT_unwritten, %unwritten ],
-                  [ FAULT_undelivered, %undeliveredfault ]
-  %stamp = phi i64 [ %who, %race ], [ 0, %unwritten ], [ %w, %undeliveredfault ]
+  %what = phi i64 [ FAULT_unwritten, %unusual ], [ FAULT_undelivered, %arrived ],
+                  [ FAULT_race, %ordered ], [ FAULT_race, %write ]
+  %stamp = phi i64 [ 0, %unusual ], [ %w, %arrived ], [ %w, %ordered ], [ %r, %write ]
   %shifted = lshr i64 %stamp, 2
   %other = and i64 %shifted, 1023
-  call void @emu.record(
-    ptr %emu, i64 %what, i64 %site, i64 %cta, i64 %thread, i64 %other)
-  ret i1 true
+  call void @emu.record(ptr %emu, i64 %what, i64 %site, i64 %other)
+  ret void
 }
 
-; the same for global memory, where nothing orders the threads of different CTAs
+; the same for global memory, where nothing orders the threads of different CTAs; whether that fails
 define i1 @emu.touch.global(
-    ptr %emu, ptr %entry, i64 %count, i64 %thread, i64 %cta, i64 %site, i1 %writes) noinline {
+    ptr %emu, ptr %entry, i64 %count, i64 %site, i1 %writes) noinline {
 begin:
-  %me = call i64 @emu.stamp(ptr %emu, i64 %thread)
+  %me = WORD i64 me
+  %cta = WORD i64 running_cta
   %myepoch = lshr i64 %me, 34
   %cta1 = add i64 %cta, 1
   %mine = trunc i64 %cta1 to i32
@@ -217,8 +309,7 @@ race:
   %otherctawide = sext i32 %whose to i64
   %othercta = shl i64 %otherctawide, 10
   %who = or i64 %othercta, %other
-  call void @emu.record(
-    ptr %emu, i64 FAULT_race, i64 %site, i64 %cta, i64 %thread, i64 %who)
+  call void @emu.record(ptr %emu, i64 FAULT_race, i64 %site, i64 %who)
   ret i1 true
 }
 """

@@ -264,4 +264,4 @@ def _find_roots(
             if source not in seen:
                 seen.add(source)
                 waiting.append(source)
-    known[name] = tuple(found.values())
+    known[name] = tuple(sorted(found.values(), key=lambda root: (root.space, root.number)))

@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from graphc.backends.gpu.emulator_context import expand, load_word
-from graphc.backends.gpu.emulator_copies import COPIES
+from graphc.backends.gpu.emulator_context import expand, load_word, word_at
 from graphc.backends.gpu.emulator_rewrite import (
     LIMIT,
+    Called,
     HostText,
-    Site,
+    Row,
     base_of,
     host_lines,
 )
@@ -49,22 +49,50 @@ def copies(kernel: KernelText) -> bool:
 
 @dataclass
 class ThreadText(HostText):
-    """The coroutine of one thread while it is written."""
+    """The coroutine of one thread while it is written.
+
+    inline  whether accesses are checked in place, which takes three times as long to compile and a
+            third of the time to run
+    """
+
+    inline: bool = False
 
     def begin(self) -> None:
         super().begin()
-        for word in ("states", "exchange", "pool"):
-            self.start += load_word(f"%emu.{word}", word, "ptr")
         self.start += [
+            *load_word("%emu.pool", "pool", "ptr"),
             *load_word("%emu.stride", "stride"),
+            *load_word("%emu.cta.i64", "running_cta"),
             "%emu.thread = trunc i64 %emu.thread.i64 to i32",
             "%emu.cta = trunc i64 %emu.cta.i64 to i32",
             "%emu.lane = and i32 %emu.thread, 31",
-            "%emu.state = getelementptr i64, ptr %emu.states, i64 %emu.thread.i64",
-            f"%emu.slot = mul i64 %emu.thread.i64, {SLOT_BYTES}",
-            "%emu.first = and i64 %emu.thread.i64, -32",
-            f"%emu.warp = mul i64 %emu.first, {SLOT_BYTES}",
+            *(f"%emu.{w}.at = {word_at(w)}" for w in ("waits", "slot")),
         ]
+
+    def access(self, line: str, access: Access) -> str:
+        """Have an access checked by a call, which gives the pointer to use: a fault ends the launch
+        when the thread next waits."""
+        roots = self.roots.get(access.pointer, ())
+        spaces = {root.space for root in roots}
+        root = roots[0] if len(roots) == 1 and not self.inline else None
+        if len(roots) > 1 and spaces == {"shared"} and not self.inline:
+            names = " or ".join(root.name for root in roots)
+            root = Root("shared", names, 0, self.kernel.shared_bytes)
+        if root is None or not spaces <= {"shared", "global"}:
+            return super().access(line, access)
+        return self.checked(self.site(line, access, [root]), access, root)
+
+    def checked(self, site: int, access: Access, root: Root) -> str:
+        """The pointer to use for an access to memory of one kind."""
+        ordered = access.kind != "atomic" and root.space in self.granules
+        row = Row(root, access.bytes, access.align, ordered)
+        if row not in self.rows:
+            self.rows.append(row)
+        function = self.runtime("write" if access.kind == "store" else "read")
+        return self.value(
+            f"call ptr {function}(ptr %emu, ptr {self.plain(access.pointer)}, "
+            f"i64 {self.rows.index(row)}, i64 {site})"
+        )
 
     def intrinsic(self, line: str, name: str, called: str, given: Arguments) -> None:
         if called in _BARRIERS:
@@ -94,46 +122,35 @@ class ThreadText(HostText):
         """Wait for the warp (kind 0) or the CTA (kind 1)."""
         n = self.fresh()
         self.emit(
-            f"store i64 {2 * site + kind}, ptr %emu.state, align 8",
+            f"store i64 {2 * site + kind}, ptr %emu.waits.at, align 8",
             f"%emu.woken.{n} = call i8 @llvm.coro.suspend(token none, i1 false)",
             f"switch i8 %emu.woken.{n}, label %emu.suspend [ i8 0, label %emu.on.{n} ]",
         )
         self.label(f"emu.on.{n}")
 
-    def _meet(self, line: str, mask: str, values: Arguments) -> str:
-        """Leave values, wait for the warp; returns where its slots are."""
+    def _meet(self, line: str, mask: str, values: Arguments) -> None:
+        """Leave values, and wait for the warp."""
         site = self.site(line)
         if mask != "-1":
             all_lanes = self.value(f"icmp eq i32 {mask}, -1")
             self.require(all_lanes, "mask", site, self.value(f"zext i32 {mask} to i64"))
-        warp = ""
         if values:
-            n = self.fresh()
-            self.emit(*load_word(f"%emu.phase.{n}", "phase"))
-            odd = self.value(f"and i64 %emu.phase.{n}, 1")
-            side = self.value(f"mul i64 {odd}, {self.threads * SLOT_BYTES}")
-            half = self.value(f"getelementptr i8, ptr %emu.exchange, i64 {side}")
-            slot = self.value(f"getelementptr i8, ptr {half}, i64 %emu.slot")
-            warp = self.value(f"getelementptr i8, ptr {half}, i64 %emu.warp")
-            self.emit(*deposit(values, slot, n))
+            slot = self.value("load ptr, ptr %emu.slot.at, align 8")
+            self.emit(*deposit(values, slot, self.fresh()))
         self._wait(site, 0)
-        return warp
 
     def _shuffle(self, line: str, name: str, form: Sequence[str], given: Arguments) -> None:
         kind, element, with_predicate = form
         (_, mask), value, (_, by), (_, clamp) = given
-        warp = self._meet(line, mask, [value])
-        function = self.runtime(f"source.{kind}")
-        source = self.value(f"call i32 {function}(i32 %emu.lane, i32 {by}, i32 {clamp})")
-        lane = self.value(f"and i32 {source}, 31")
-        wide = self.value(f"zext i32 {lane} to i64")
-        offset = self.value(f"mul i64 {wide}, {SLOT_BYTES}")
-        at = self.value(f"getelementptr i8, ptr {warp}, i64 {offset}")
+        self._meet(line, mask, [value])
+        called = f"(ptr %emu, i32 {by}, i32 {clamp})"
         scalar = "float" if element == "f32" else "i32"
+        bits = f"call i32 {self.runtime(f'shuffle.{kind}')}{called}"
         if not with_predicate:
-            self.emit(f"{name} = load {scalar}, ptr {at}, align 4")
+            self.emit(f"{name} = bitcast i32 {self.value(bits)} to {scalar}")
             return
-        read = self.value(f"load {scalar}, ptr {at}, align 4")
+        read = self.value(f"bitcast i32 {self.value(bits)} to {scalar}")
+        source = self.value(f"call i32 {self.runtime(f'source.{kind}')}{called}")
         within = self.value(f"icmp ult i32 {source}, 32")
         pair = f"{{ {scalar}, i1 }}"
         first = self.value(f"insertvalue {pair} poison, {scalar} {read}, 0")
@@ -141,8 +158,8 @@ class ThreadText(HostText):
 
     def _vote(self, line: str, name: str, kind: str, given: Arguments) -> None:
         (_, mask), (_, predicate) = given
-        warp = self._meet(line, mask, [("i32", self.value(f"zext i1 {predicate} to i32"))])
-        bits = self.value(f"call i32 {self.runtime('ballot')}(ptr {warp})")
+        self._meet(line, mask, [("i32", self.value(f"zext i1 {predicate} to i32"))])
+        bits = self.value(f"call i32 {self.runtime('ballot')}(ptr %emu)")
         if kind == "ballot":
             self.emit(f"{name} = add i32 {bits}, 0")
         else:
@@ -151,11 +168,11 @@ class ThreadText(HostText):
 
     def _product(self, line: str, name: str, product: Product, given: Arguments) -> None:
         registers = sum(product.registers)
-        warp = self._meet(line, "-1", given[:registers])
+        self._meet(line, "-1", given[:registers])
         sums = ", ".join(f"float {value}" for _, value in given[registers:])
         self.emit(
             f"{name} = call {{ float, float, float, float }} {self.runtime(product.name)}("
-            f"ptr {warp}, i32 %emu.lane, {sums})"
+            f"ptr %emu, {sums})"
         )
 
     # ---- copies that arrive later
@@ -164,19 +181,15 @@ class ThreadText(HostText):
         """Begin a copy from global to shared memory; what is read may be less than is written."""
         target = Access("store", f"<{size} x i8>", given[0][1], size)
         source = Access("load", f"<{size} x i8>", given[1][1], size)
-        self.access(line, target)
-        read = str(size)
+        to, origin, read = self.access(line, target), self.plain(given[1][1]), str(size)
         if len(given) == 2:
-            self.access(line, source)
+            origin = self.access(line, source)
         else:
             read = self._copied_part(line, source, given[2][1])
-        site = self.site(line)
-        to, origin = self.plain(given[0][1]), self.plain(given[1][1])
-        room = self.value(
-            f"call i1 {self.runtime('copy')}(ptr %emu, i64 %emu.thread.i64, ptr {to}, "
-            f"ptr {origin}, i64 {size}, i64 {read}, i64 {site})"
+        self.emit(
+            f"call void {self.runtime('copy')}(ptr %emu, ptr {to}, ptr {origin}, i64 {size}, "
+            f"i64 {read}, i64 {self.site(line)})"
         )
-        self.require(room, "copies", site, str(COPIES))
 
     def _copied_part(self, line: str, source: Access, given: str) -> str:
         """Require that the bytes a copy reads, if any, are inside an argument."""
@@ -203,15 +216,13 @@ class ThreadText(HostText):
 
     def _copies(self, called: str, given: Arguments) -> None:
         """Close a group of copies, or wait for groups."""
-        thread = "ptr %emu, i64 %emu.thread.i64"
-        if called in ("cp.async.commit.group", "cp.async.wait.all"):
-            self.emit(f"call void {self.runtime('commit')}({thread})")
-        if called == "cp.async.wait.all":
-            self.emit(f"call void {self.runtime('deliver')}({thread}, i64 0)")
-        elif called == "cp.async.wait.group":
-            self.emit(f"call void {self.runtime('deliver')}({thread}, i64 {given[0][1]})")
-        elif called != "cp.async.commit.group":
+        if called not in ("cp.async.commit.group", "cp.async.wait.all", "cp.async.wait.group"):
             raise CompileError(f"the emulator does not know llvm.nvvm.{called}")
+        if called != "cp.async.wait.group":
+            self.emit(f"call void {self.runtime('commit')}(ptr %emu)")
+        if called != "cp.async.commit.group":
+            left = given[0][1] if given else "0"
+            self.emit(f"call void {self.runtime('deliver')}(ptr %emu, i64 {left})")
 
     # ---- matrices from shared memory
 
@@ -219,20 +230,20 @@ class ThreadText(HostText):
         """Lane 8 * i + r brings the address of row r of matrix i, and each lane takes two elements
         of each matrix."""
         site, roots, address = self.place(line, Access("load", "<8 x i16>", given[0][1], 16))
-        # lanes whose addresses do not count may bring anything
-        used = self.value(f"icmp slt i32 %emu.lane, {8 * count}")
-        ok = self.value(f"or i1 {self.value(f'xor i1 {used}, true')}, {self._row(address, roots)}")
+        if len(roots) > 1:
+            raise CompileError(f"rows of several arrays: {line}")
+        unused = self.value(f"icmp sge i32 %emu.lane, {8 * count}")  # these may bring anything
+        ok = self.value(f"or i1 {unused}, {self.aligned(address, 16)}")
         self.require(ok, "access", site, address)
         high = self.value(f"lshr i64 {address}, 32")
-        halves = [
-            ("i32", self.value(f"trunc i64 {address} to i32")),
-            ("i32", self.value(f"trunc i64 {high} to i32")),
-        ]
-        warp = self._meet(line, "-1", halves)
+        low, high = (self.value(f"trunc i64 {half} to i32") for half in (address, high))
+        self._meet(line, "-1", [("i32", low), ("i32", high)])
         result = "i32" if count == 1 else f"{{ {', '.join(['i32'] * count)} }}"
+        warp_at = self.value(word_at("met"))
+        warp = self.value(f"load ptr, ptr {warp_at}, align 8")
         made = "poison"
         for i in range(count):
-            taken = self._taken(site, roots, warp, i, transposed)
+            taken = self._taken(site, roots[0], warp, i, transposed)
             if count == 1:
                 self.emit(f"{name} = add i32 {taken}, 0")
             else:
@@ -240,13 +251,7 @@ class ThreadText(HostText):
                 self.emit(f"{target} = insertvalue {result} {made}, i32 {taken}, {i}")
                 made = target
 
-    def _row(self, address: str, roots: Sequence[Root]) -> str:
-        inside = self._inside(address, roots, 16)
-        return self.value(f"and i1 {inside}, {self.aligned(address, 16)}")
-
-    def _taken(
-        self, site: int, roots: Sequence[Root], warp: str, matrix: int, transposed: bool
-    ) -> str:
+    def _taken(self, site: int, root: Root, warp: str, matrix: int, transposed: bool) -> str:
         """The two elements of a matrix that are this lane's, in one register."""
         lane = self.value("zext i32 %emu.lane to i64")
         quarter = self.value(f"lshr i64 {lane}, 2")
@@ -261,28 +266,25 @@ class ThreadText(HostText):
             slot = self.value(f"getelementptr i8, ptr {warp}, i64 {offset}")
             start = self.value(f"load ptr, ptr {slot}, align 8")
             at = self.value(f"getelementptr i16, ptr {start}, i64 {column}")
-            address = self.value(f"ptrtoint ptr {at} to i64")
-            access = Access("load", "i16", at, 2)
-            self.touch(site, access, address, roots)
-            parts.append(
-                self.value(f"zext i16 {self.value(f'load i16, ptr {at}, align 2')} to i32")
-            )
+            where = self.checked(site, Access("load", "i16", at, 2), root)
+            read = self.value(f"load i16, ptr {where}, align 2")
+            parts.append(self.value(f"zext i16 {read} to i32"))
         high = self.value(f"shl i32 {parts[1]}, 16")
         return self.value(f"or i32 {parts[0]}, {high}")
 
 
 def thread_text(
-    kernel: KernelText, threads: int, granules: Mapping[str, int]
-) -> tuple[str, Sequence[Site], Sequence[str]]:
-    """The module of a kernel whose threads wait for each other, its sites and what
-    it calls: `ptr @emulate.thread(ptr, i64 thread, i64 cta)` begins a thread."""
+    kernel: KernelText, threads: int, granules: Mapping[str, int], quick: bool
+) -> tuple[str, Called]:
+    """The module of a kernel whose threads wait for each other, and what it calls:
+    `ptr @emulate.thread(ptr, i64 thread)` begins a thread."""
     host = ThreadText(kernel, threads, pointer_roots(kernel), granules)
+    host.inline = not quick and not granules
     host.begin()
     host.body()
     text = [
         *host_lines(kernel, LIMIT + _COROUTINE_INTRINSICS),
-        "define ptr @emulate.thread(ptr %emu, i64 %emu.thread.i64, i64 %emu.cta.i64) "
-        "presplitcoroutine nounwind {",
+        "define ptr @emulate.thread(ptr %emu, i64 %emu.thread.i64) presplitcoroutine nounwind {",
         "emu.begin:",
         *host.start,
         *expand(_BEGIN).replace("FIRST", kernel.blocks[0][0]).splitlines(),
@@ -292,7 +294,7 @@ def thread_text(
         *host.fault_block(),
         *_END.splitlines(),
     ]
-    return "\n".join(text) + "\n", host.sites, host.functions
+    return "\n".join(text) + "\n", Called(host.sites, host.functions, host.rows)
 
 
 _COROUTINE_INTRINSICS = """\
@@ -321,7 +323,7 @@ br label %FIRST
 
 _END = """\
 emu.stop:
-store i64 -1, ptr %emu.state, align 8
+store i64 -1, ptr %emu.waits.at, align 8
 %emu.last = call i8 @llvm.coro.suspend(token none, i1 true)
 switch i8 %emu.last, label %emu.suspend [ i8 0, label %emu.never ]
 emu.never:

@@ -1,13 +1,15 @@
 """What the lanes of a warp do together, as LLVM text: shuffles, votes and matrix products.
 
 At a meeting each lane leaves what it brings in a slot of its own; once all have, each goes on and
-reads the slots of its warp.  Imports: nothing of graphc.
+reads the slots of its warp.  Imports: emulator_context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from graphc.backends.gpu.emulator_context import load_word
 
 SLOT_BYTES = 64
 """What a thread hands to its warp at a meeting."""
@@ -22,7 +24,10 @@ _SHUFFLES = {
 
 _SOURCE = """
 ; the lane that a shuffle reads, as PTX defines it; 32 more if that is outside its segment
-define i32 @emu.source.{kind}(i32 %lane, i32 %by0, i32 %clamp) {{
+define i32 @emu.source.{kind}(ptr %emu, i32 %by0, i32 %clamp) alwaysinline {{
+  %thread = WORD i64 running
+  %thread32 = trunc i64 %thread to i32
+  %lane = and i32 %thread32, 31
   %by = and i32 %by0, 31
   %shifted = lshr i32 %clamp, 8
   %segment = and i32 %shifted, 31
@@ -38,17 +43,29 @@ define i32 @emu.source.{kind}(i32 %lane, i32 %by0, i32 %clamp) {{
   %source = select i1 %within, i32 %there, i32 %outside
   ret i32 %source
 }}
+
+define i32 @emu.shuffle.{kind}(ptr %emu, i32 %by, i32 %clamp) {{
+  %source = call i32 @emu.source.{kind}(ptr %emu, i32 %by, i32 %clamp)
+  %low = and i32 %source, 31
+  %lane = zext i32 %low to i64
+  %warp = WORD ptr met
+  %o = mul i64 %lane, SLOT_BYTES
+  %at = getelementptr i8, ptr %warp, i64 %o
+  %value = load i32, ptr %at, align 4
+  ret i32 %value
+}}
 """
 
-BALLOT = f"""
+BALLOT = """
 ; a bit for each lane whose slot is not 0
-define i32 @emu.ballot(ptr %warp) {{
+define i32 @emu.ballot(ptr %emu) {
 entry:
+  %warp = WORD ptr met
   br label %loop
 loop:
   %i = phi i64 [ 0, %entry ], [ %next, %loop ]
   %bits = phi i32 [ 0, %entry ], [ %more, %loop ]
-  %o = mul i64 %i, {SLOT_BYTES}
+  %o = mul i64 %i, SLOT_BYTES
   %at = getelementptr i8, ptr %warp, i64 %o
   %x = load i32, ptr %at, align 4
   %set = icmp ne i32 %x, 0
@@ -61,7 +78,7 @@ loop:
   br i1 %on, label %loop, label %done
 done:
   ret i32 %more
-}}
+}
 """
 
 
@@ -132,8 +149,10 @@ def product_text(product: Product) -> str:
     result = "{ float, float, float, float }"
     lines = [
         f"define {result} @emu.{product.name}("
-        "ptr %warp, i32 %lane, float %c0, float %c1, float %c2, float %c3) {",
-        "%lane64 = zext i32 %lane to i64",
+        "ptr %emu, float %c0, float %c1, float %c2, float %c3) {",
+        *load_word("%warp", "met", "ptr"),
+        *load_word("%thread", "running"),
+        "%lane64 = and i64 %thread, 31",
         "%row = lshr i64 %lane64, 2",
         "%pair = and i64 %lane64, 3",
         f"%row.o = mul i64 %row, {4 * SLOT_BYTES}",
