@@ -16,7 +16,8 @@ from graphc.errors import CompileError
 _DEFINE = re.compile(r"^define\s+(.*?)@([\w.$]+)\((.*?)\)")
 _LABEL = re.compile(r"^([-\w.$]+):")
 _GLOBAL = re.compile(
-    r"^@([\w.$]+)\s*=\s*(?:\w+\s+)*addrspace\((\d)\)\s+(?:global|constant)\s+(\[[^=]*?\])\s*(.*)$"
+    r"^@([\w.$]+)\s*=\s*(?:\w+\s+)*?(?:addrspace\((\d)\)\s+)?"
+    r"(?:global|constant)\s+(\[[^=]*?\])\s*(.*)$"
 )
 _NAME = r"[%@][\w.$]+"
 _POINTER = r"ptr(?: addrspace\(\d\))?"
@@ -143,7 +144,7 @@ class KernelText:
 def parse_kernel(text: str, name: str) -> KernelText:
     """Take apart the module of the kernel `name`; raises CompileError for what is not known."""
     kernel = KernelText(name)
-    inside = helper = False
+    inside = helper = given_pointers = False
     for line in _joined(text):
         if inside:
             if line == "}":
@@ -156,7 +157,9 @@ def parse_kernel(text: str, name: str) -> KernelText:
                 inside = True
                 continue
             helper = line != "}"
-            if access_of(line) is not None or "llvm.nvvm" in line:
+            if line.startswith("define "):
+                given_pointers = "ptr" in line
+            if "llvm.nvvm" in line or _reaches_memory(line, given_pointers):
                 raise CompileError(f"only the kernel itself may access memory: {line}")
             kernel.before.append(line)
         else:
@@ -169,6 +172,14 @@ def parse_kernel(text: str, name: str) -> KernelText:
                 "private", found.group(1), 0, type_bytes(found.group(2))
             )
     return kernel
+
+
+def _reaches_memory(line: str, given_pointers: bool) -> bool:
+    """Whether a line of a helper accesses more than the module's constants."""
+    access = access_of(line)
+    if access is None:
+        return False
+    return given_pointers or "addrspace" in line or line.startswith("store ")
 
 
 def _joined(text: str) -> Iterator[str]:
