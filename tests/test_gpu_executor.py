@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc.backends.gpu import devices, probe
+from graphc.backends.gpu import devices, layout, probe
 from graphc.backends.gpu.devices import open_device
 from graphc.backends.gpu.emulated_device import EmulatedDevice
 from graphc.backends.gpu.emulator import EmulatedKernel, EmulatorError
@@ -64,6 +64,43 @@ def test_a_variable_stays_on_the_device_until_it_is_read() -> None:
         session.set_value(m.w, 2 * np.ones((3, 5)))
         session.run(m.step)
         np.testing.assert_array_equal(session.get_value(m.w), np.ones((3, 5)))
+
+
+def test_large_arrays_are_copied_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "STAGED_BYTES", 300)
+    m = Model()
+    pair = [m.y, m.x + 1]
+    with gx.Session(device="emulated-gpu") as gpu, gx.Session() as cpu:
+        for session in (gpu, cpu):
+            session.run(m.init)
+        for n in (1, 5, 40, 5, 40, 40, 5, 1):
+            for a, b in zip(gpu.run(pair, m.fed(n)), cpu.run(pair, m.fed(n)), strict=True):
+                np.testing.assert_array_equal(a, b)
+            left = gpu.run(m.x + 1, m.fed(n), gx.RunOptions(on_device=True))
+            np.testing.assert_array_equal(left.numpy(), m.fed(n)[m.x] + 1)
+
+
+def test_a_network_learns_the_same_bits_as_on_the_cpu() -> None:
+    random = np.random.default_rng(0)
+    x = gx.placeholder("float32", [None, 8, 8, 1])
+    t = gx.placeholder("int64", [None])
+    filters = gx.Variable(0.3 * random.normal(size=(3, 3, 1, 4)).astype("f4"))
+    weights = gx.Variable(0.1 * random.normal(size=(64, 10)).astype("f4"))
+    h = gx.nn.max_pool(gx.nn.relu(gx.nn.conv2d(x, filters, padding="SAME")), 2, 2)
+    logits = gx.reshape(h, [-1, 64]) @ weights
+    loss = gx.mean(gx.nn.sparse_softmax_cross_entropy_with_logits(labels=t, logits=logits))
+    step = gx.train.AdamOptimizer(0.01).minimize(loss)
+    init = gx.global_variables_initializer()
+    fed = {x: random.normal(size=(6, 8, 8, 1)).astype("f4"), t: np.arange(6)}
+    seen = {}
+    for device in ("cpu", "emulated-gpu"):
+        with gx.Session(device=device) as session:
+            session.run(init)
+            losses = [session.run([loss, step], fed)[0] for _ in range(4)]
+            seen[device] = [*losses, session.get_value(filters), session.get_value(weights)]
+    for a, b in zip(*seen.values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert losses[-1] < losses[0]
 
 
 # ---- variables ---------------------------------------------------------------------------------

@@ -165,7 +165,10 @@ def test_what_has_begun_to_write_is_finished(threads: int) -> None:
     np.testing.assert_array_equal(state, whole * x)
 
 
-@pytest.mark.parametrize(("device", "others"), [("cpu", 0), ("cpu", 2), ("reference", 0)])
+@pytest.mark.parametrize(
+    ("device", "others"),
+    [("cpu", 0), ("cpu", 2), ("reference", 0), ("emulated-gpu", 0), ("emulated-gpu", 2)],
+)
 def test_signals_at_any_moment_leave_a_session_in_order(device: str, others: int) -> None:
     """In a process without pytest and coverage: they hold locks that a signal leaves locked."""
     script = Path(__file__).with_name("signal_stress.py")

@@ -35,8 +35,34 @@ class _Thread(threading.local):
     """What a thread has of a device."""
 
     def __init__(self) -> None:
-        self.depth = 0
+        self.pushed = 0
+        self.inside = False
         self.stream: Any = None  # where its work goes, while it records
+
+
+class _Active:
+    """The device's context is current in this thread.
+
+    A context left on PyCUDA's stack when its thread ends would end the process.  So what is pushed
+    is counted before it is and after it has been popped, whatever a signal handler raises between.
+    """
+
+    __slots__ = ("_device",)
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        thread = self._device._thread
+        thread.pushed += 1
+        self._device._context.push()
+        thread.inside = True
+
+    def __exit__(self, *error: object) -> None:
+        thread = self._device._thread
+        thread.inside = False
+        self._device._context.pop()
+        thread.pushed -= 1
 
 
 class CudaDevice:
@@ -82,29 +108,16 @@ class CudaDevice:
         atexit.register(self._close)
 
     def active(self) -> AbstractContextManager[Any]:
-        return self._active() if self._thread.depth == 0 else contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def _active(self) -> Iterator[None]:
-        # A context left on PyCUDA's stack when its thread ends would end the process: what is
-        # pushed is counted first, so that `_close` knows of it whatever comes between.
-        self._thread.depth = 1
-        try:
-            self._context.push()
-            yield
-        finally:
-            if self._thread.depth:
-                self._thread.depth = 0
-                self._cuda.Context.pop()
+        return contextlib.nullcontext() if self._thread.inside else _Active(self)
 
     def _close(self) -> None:
         """At exit: wait for the device and drop everything while there is a context for it."""
         if os.getpid() != self._process:
             return
-        with contextlib.suppress(Exception):
-            if self._thread.depth:
-                self._thread.depth = 0
-                self._cuda.Context.pop()
+        self._thread.inside = False
+        for _ in range(self._thread.pushed):
+            with contextlib.suppress(Exception):
+                self._context.pop()
         with contextlib.suppress(Exception), self.active():
             if not self.failed:
                 self._stream.synchronize()

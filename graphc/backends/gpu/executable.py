@@ -1,6 +1,6 @@
 """A plan on a GPU: its kernels and constants, what is known of sizes, and who runs it.
 
-Imports: base, device, layout, memory, gpu_run, plan, dims, trace.
+Imports: base, device, layout, memory, seat, gpu_run, plan, dims, trace.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from graphc.arena import bytes_text
 from graphc.backends.base import Residence, require_time
 from graphc.backends.gpu.device import Array, Stretch
-from graphc.backends.gpu.gpu_run import Bound, GpuRun
+from graphc.backends.gpu.gpu_run import GpuRun
 from graphc.backends.gpu.kernel_text import GpuKernel
 from graphc.backends.gpu.layout import lay_out, padded
 from graphc.backends.gpu.memory import DeviceMemory
+from graphc.backends.gpu.seat import Bound
 from graphc.dims import Atom, Sizes, evaluate
 from graphc.errors import DeviceError, OutOfMemoryError
 from graphc.forks import new_lock
@@ -41,6 +42,8 @@ class GpuExecutable:
     ) -> None:
         self.plan = plan
         self.memory = memory
+        refs = [step.args[w] for step in plan.steps for w in step.writes]
+        self.written = sorted({ref.index for ref in refs if ref.kind == "state"})
         self._lock = new_lock()
         self._clock = itertools.count(1)
         with memory.device.active():
@@ -113,8 +116,8 @@ class GpuExecutable:
     # ---- sizes
 
     def arena_bytes(self, sizes: Sizes) -> int:
-        """Bytes of the device that a run with these sizes borrows."""
-        return self._bound_to(sizes).layout.bytes
+        """Bytes of scratch memory a run with these sizes uses, besides inputs and outputs."""
+        return self.plan.arena_bytes(sizes)
 
     def _bound_to(self, sizes: Sizes) -> Bound:
         key = tuple(sizes.items())

@@ -3,14 +3,13 @@
 A run whose arguments lie where they lay in an earlier one is recorded and replayed from then on.
 Steps up to the first that writes state may fail or be given up; what follows is asked for in one
 piece, and a word that is copied back behind the last step says that it is done.
-Imports: base, device, layout, memory, uninterrupted, device_array, plan, trace.
+Imports: base, device, layout, seat, uninterrupted, device_array, plan, trace.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,12 @@ import numpy as np
 
 from graphc.backends.base import fault_error, mark_committed, require_time
 from graphc.backends.gpu.device import Array, Stretch
-from graphc.backends.gpu.layout import FAULT_BYTES, Launch, Layout
+from graphc.backends.gpu.layout import Launch
+from graphc.backends.gpu.seat import Bound, Replay
 from graphc.backends.gpu.uninterrupted import uninterrupted
 from graphc.device_array import DeviceArray
 from graphc.dims import Dim
 from graphc.errors import DeviceError
-from graphc.forks import new_lock
 from graphc.kernel import sizes_of
 from graphc.kernel_work import work
 from graphc.trace import Trace
@@ -31,40 +30,8 @@ from graphc.trace import Trace
 if TYPE_CHECKING:
     from graphc.backends.gpu.executable import GpuExecutable
 
-REPLAYS = 8
-"""How many recorded runs are kept for one set of sizes."""
-
 LOOK_AFTER = 16
 """Steps of a run with a deadline after which it looks at the time."""
-
-Replay = tuple[Callable[[], None], Callable[[], None] | None]
-"""What does a recorded run: up to the look at its checks, if there is one, and from there on."""
-
-
-class Bound:
-    """A plan's layout at some sizes, and the runs recorded for them."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.used = 0
-        self._replays: OrderedDict[Any, Replay | None] = OrderedDict()
-        self._lock = new_lock()
-
-    def replay(self, key: Any, record: Callable[[], Replay]) -> Replay | None:
-        """The recorded run with these addresses, recorded if it has been seen before.
-
-        The caller has the block that the key names, so that nobody else asks for the same.
-        """
-        with self._lock:
-            seen = key in self._replays
-            found = self._replays.pop(key, None)
-        if seen and found is None:
-            found = record()
-        with self._lock:
-            self._replays[key] = found
-            if len(self._replays) > REPLAYS:
-                self._replays.popitem(last=False)
-        return found
 
 
 class GpuRun:
@@ -83,20 +50,17 @@ class GpuRun:
         self.memory = executable.memory
         self.device = executable.memory.device
         self.executable = executable
-        self.bound = bound
         self.layout = bound.layout
         self.inputs = inputs
         self.on_device = on_device
-        written = {
-            s.args[w].index for s in self.plan.steps for w in s.writes if s.args[w].kind == "state"
-        }
-        self.written = [state[i] for i in sorted(written)]
+        self.written = [state[i] for i in executable.written]
         self.state = self.memory.residents.place(state)
         self.results = self._make_results()
         self.block = self.memory.take(self.layout.bytes)
         self._committing = False  # whether state may have changed
         self._torn = False  # whether only some of the steps that change it may have been asked for
         try:
+            self.seat = self.block.seat(bound, on_device, self.device)
             self._stage()
         except BaseException:
             self.memory.give(self.block)
@@ -117,29 +81,11 @@ class GpuRun:
         ]
 
     def _stage(self) -> None:
-        """Put header and small inputs where one copy takes them to the device."""
-        layout = self.layout
-        staging = self.block.staged(self.device, layout.staging_bytes)
-        start, end = layout.copied_in
-        low, high = layout.copied_out
-        if self.on_device:
-            high = layout.header_end
-        self._in, self._out = staging[: end - start], staging[end - start :][: high - low]
-        header = self._in[layout.header - start :]
-        header[:] = 0
-        header[layout.done - layout.header :][:8].view(np.int64)[0] = 1
-        self._done = self._out[layout.done - low :][:8].view(np.int64)
-        self._done[0] = 0
-        self._faults = self._out[: FAULT_BYTES * layout.faults].view(np.int64).reshape(-1, 4)
-        self._direct_inputs = [
-            (b.offset, a)
-            for b, a in zip(layout.inputs, self.inputs, strict=True)
-            if start > 0 and a.size and not isinstance(a, DeviceArray)
-        ]
-        for border, array in zip(layout.inputs, self.inputs, strict=True):
-            if start == 0 and border.bytes and not isinstance(array, DeviceArray):
-                place = self._in[border.offset : border.offset + border.bytes]
-                place.view(border.dtype).reshape(border.shape)[...] = array
+        """Put small inputs where one copy takes them to the device."""
+        self.seat.done[0] = 0
+        for place, array in zip(self.seat.inputs, self.inputs, strict=False):
+            if not isinstance(array, DeviceArray):
+                place[...] = array
 
     def _argument(self, kind: str, index: int) -> Stretch | None:
         """Where an argument lies that is not in the block."""
@@ -164,19 +110,22 @@ class GpuRun:
         self.device.launch(function, launch.blocks, arguments, launch.sizes)
 
     def _copy_in(self) -> None:
-        start = self.layout.copied_in[0]
-        self.device.copy_in(self.block.address + start, self._in)
+        self.device.copy_in(self.seat.to_device, self.seat.from_host)
 
     def _copy_large_in(self) -> None:
-        for offset, array in self._direct_inputs:
-            self.device.copy_in(self.block.address + offset, array)
+        if self.seat.stages_inputs:
+            return
+        for border, array in zip(self.layout.inputs, self.inputs, strict=True):
+            if not isinstance(array, DeviceArray):
+                self.device.copy_in(self.block.address + border.offset, array)
 
     def _copy_out(self) -> None:
-        self.device.copy_out(self._out, self.block.address + self.layout.header)
+        self.device.copy_out(self.seat.to_host, self.seat.from_device)
 
     def _copy_header(self) -> None:
+        """Bring back what checks recorded, and not yet the word behind it."""
         size = self.layout.done - self.layout.header
-        self.device.copy_out(self._out[:size], self.block.address + self.layout.header)
+        self.device.copy_out(self.seat.to_host[:size], self.seat.from_device)
 
     def _copy_large_out(self) -> None:
         """What the copy of the header does not bring along."""
@@ -184,13 +133,11 @@ class GpuRun:
         if self.on_device:
             if self.results:
                 start = layout.header_end
-                size = layout.outputs_end - start
                 to = self.results[0].address - layout.outputs[0].offset + start
-                self.device.copy_within(to, base + start, size)
-        elif layout.copied_out[1] == layout.header_end:
+                self.device.copy_within(to, base + start, layout.outputs_end - start)
+        elif not self.seat.stages_outputs:
             for border, array in zip(layout.outputs, self.results, strict=True):
-                if array.size:
-                    self.device.copy_out(array, base + border.offset)
+                self.device.copy_out(array, base + border.offset)
 
     # ---- the run
 
@@ -206,7 +153,7 @@ class GpuRun:
         try:
             replay = None
             if trace is None and deadline is None:
-                replay = self.bound.replay(self._key(), self._record)
+                replay = self.seat.replay(self._key(), self._record)
             if replay is None:
                 work = self._steps(trace, deadline)
                 _, interrupt = uninterrupted(work)
@@ -229,17 +176,16 @@ class GpuRun:
         try:
             self.device.synchronize()
         finally:
-            if self._done[0]:
+            if self.seat.done[0]:
                 mark_committed(error)
             elif self._torn or (self._committing and isinstance(error, DeviceError)):
                 why = f"as it was lost when a run failed on {self.device.name}: {error}"
                 self.memory.residents.lose(self.written, why)
 
     def _key(self) -> Any:
-        """Everything that a recorded run has fixed."""
-        feeds = tuple(a.address if isinstance(a, DeviceArray) else 0 for a in self.inputs)
-        staging = self.block.staging.ctypes.data
-        return self.on_device, self.block.address, staging, *feeds, *(a for a, _ in self.state)
+        """Where everything lies that is not in the block: a recorded run has it fixed."""
+        feeds = [a.address if isinstance(a, DeviceArray) else 0 for a in self.inputs]
+        return *feeds, *[address for address, _ in self.state]
 
     def _record(self) -> Replay:
         def first() -> None:
@@ -320,16 +266,12 @@ class GpuRun:
 
     def _require_sound(self) -> None:
         """Raise the error of the first check that failed."""
-        if self.plan.checks and self._faults[:, 0].any():
-            raise fault_error(self.plan, self._faults)
+        if self.plan.checks and self.seat.faults[:, 0].any():
+            raise fault_error(self.plan, self.seat.faults)
 
     def _outputs(self) -> list[Any]:
-        layout = self.layout
-        low, high = layout.copied_out
-        if not self.on_device and high > layout.header_end:
-            for border, array in zip(layout.outputs, self.results, strict=True):
-                place = self._out[border.offset - low :][: border.bytes]
-                array[...] = place.view(border.dtype).reshape(border.shape)
+        for place, array in zip(self.seat.outputs, self.results, strict=False):
+            array[...] = place
         return self.results
 
 

@@ -2,7 +2,7 @@
 
 Blocks are kept between runs, and a run takes one that is free, whichever plan had it before.  When
 memory runs out, free blocks go first.  What Python frees at any moment, on any thread, is put on a
-list and given back later.  Imports: device, residents, forks, errors.
+list and given back later.  Imports: device, residents, seat, forks, errors.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import weakref
 from collections import deque
 from typing import Any
 
-import numpy as np
-
-from graphc.backends.gpu.device import Array, Device
+from graphc.backends.gpu.device import Device
 from graphc.backends.gpu.residents import Residents
+from graphc.backends.gpu.seat import Block
 from graphc.errors import OutOfMemoryError
 from graphc.forks import new_lock
 
@@ -23,21 +22,6 @@ LARGEST_PART = 4
 
 SMALL_BLOCK = 1 << 20
 """A block of this size serves any smaller run."""
-
-
-class Block:
-    """Memory of a device that one run has at a time, and host memory for its copies."""
-
-    def __init__(self, address: int, size: int) -> None:
-        self.address = address
-        self.size = size
-        self.staging: Array = np.empty(0, np.uint8)
-
-    def staged(self, device: Device, size: int) -> Array:
-        """Host memory for copies; more than was there is made afresh."""
-        if self.staging.nbytes < size:
-            self.staging = device.staging(max(size, 1 << 12))
-        return self.staging
 
 
 class DeviceMemory:
