@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from contraction_reference import check, matmul, noise
+from gpu_plans import training_plan
 from loop_kernel_jit import agree
 
 import graphc as gx
 from graphc import nn, train
 from graphc.backends.codegen.contraction import contraction_cut
-from graphc.dims import Dim, DimLike, atoms, factor, of_atom, symbol
+from graphc.backends.gpu.kernels import gpu_blocks
+from graphc.dims import Dim, DimLike, atoms, evaluate, factor, of_atom, symbol
 from graphc.kernel import (
     Access,
     Accumulator,
@@ -33,6 +35,26 @@ from graphc.types import DType, float32, float64, int64
 
 layers = nn.layers
 HALF = Expr("const", (), 0.5, float32)
+
+
+def test_a_gpu_launches_as_many_blocks_as_what_is_compiled_wants() -> None:
+    """Of a size that the program knows to be a multiple of 6, the shared kernel knows nothing."""
+    a, b = gx.placeholder("f32", ("m", "k"), name="a"), gx.placeholder("f32", ("k", "n"), name="b")
+    m = a.dims[0]
+    outer = gx.reshape(a, (m, 1, -1)) * np.ones((1, 6, 1), "f4")
+    product = gx.reshape(outer, (6 * m, -1)) @ b
+    plan = training_plan(
+        [product, gx.tanh(product), gx.tanh(a)], {a: np.ones((3, 5)), b: np.ones((5, 7))}
+    )
+    assert plan.steps
+    for count in (1, 3, 64, 100):
+        known = {atom: count for s in plan.steps for d in (*s.sizes, s.blocks) for atom in atoms(d)}
+        for step in plan.steps:
+            kernel = plan.kernels[step.kernel]
+            named = zip(sizes_of(kernel), step.sizes, strict=True)
+            here = {next(iter(atoms(d))): evaluate(v, known) // factor(d) for d, v in named}
+            assert evaluate(step.blocks, known) == evaluate(gpu_blocks(kernel), here)
+
 
 # ---- loop kernels ------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from graphc.arena import Slot, stack
 from graphc.dims import DimLike, Sizes
 from graphc.kernel import (
     Access,
+    Contraction,
     Expr,
     Kernel,
     LoopKernel,
@@ -385,7 +386,11 @@ def _kernels(
     made: Launches = {}
     for (key, kernel), found in zip(distinct.items(), shared, strict=True):
         number = kernels.setdefault(found.kernel, len(kernels))
-        made[key] = number, found.sizes, blocks_of(kernel)
+        # A cut goes with its kernel.  Without one the back end cuts what it compiles, and what it
+        # knows of numbers there decides how.
+        cut = isinstance(kernel, Contraction) and kernel.cut is not None
+        blocks = blocks_of(kernel) if cut else found.here(blocks_of(found.kernel))
+        made[key] = number, found.sizes, blocks
     return tuple(kernels), made
 
 

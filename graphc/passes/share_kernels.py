@@ -58,6 +58,14 @@ class Shared:
     kernel: Kernel
     sizes: tuple[DimLike, ...]
 
+    def here(self, formula: DimLike) -> DimLike:
+        """What a formula in the kernel's symbolic sizes is for the kernel it stands for."""
+        known: dict[dims.Atom, DimLike] = {}
+        for name, value in zip(sizes_of(self.kernel), self.sizes, strict=True):
+            (atom,) = dims.atoms(name)
+            known[atom] = dims.exact_div(value, dims.factor(name))
+        return dims.substitute(formula, known)
+
 
 def share_kernels(kernels: Sequence[Kernel]) -> list[Shared]:
     """For each kernel one that does the same, and at which sizes; as few different ones as can be.
