@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from contraction_reference import acc, matmul, matmul_buffers, noise, op, plain, reference, value
-from test_contractions import CONVS, KINDS, Conv
+from test_contractions import CONVS, KINDS, Conv, N
 
+from graphc.backends.gpu.contract_mma import WARPS
 from graphc.backends.gpu.contract_tiling import DOUBLE, SINGLE, Tile, slices, tile_of
 from graphc.backends.gpu.contraction import emit_gpu_contraction, gpu_contraction_blocks
 from graphc.backends.gpu.emulator import EmulatedKernel
+from graphc.backends.gpu.ptx import to_ptx
 from graphc.backends.interpret import interpret_contraction
 from graphc.dims import Dim, symbol
 from graphc.kernel import Access, Contraction, Expr, Store, Term, sizes_of
@@ -256,3 +262,101 @@ def test_heavy_epilogue_of_several_axes() -> None:
     sums = [x.astype(np.float64) for x in buffers]
     reference(plain_c, sums, {})
     np.testing.assert_allclose(got[2], np.tanh(sums[2]), atol=1e-6)
+
+
+# ---- tensor cores
+
+# The norm of random errors of rounding both factors to tf32 is 2.9e-4 of the result's.
+TOLERANCE = {"tf32": 3.3e-4, "bf16": 3e-3}
+
+
+def check_rounded(
+    c: Contraction,
+    buffers: Sequence[np.ndarray],
+    sizes: Sizes,
+    precision: str,
+    tile: Tile | None = None,
+) -> None:
+    """The kernel agrees with the reference in norm, whichever thread goes first; and it rounds."""
+    wanted = [x.astype(np.float64) for x in buffers]
+    reference(c, wanted, sizes)
+    first = launch(c, buffers, sizes, precision, tile=tile)
+    error = np.linalg.norm(first[2] - wanted[2]) / np.linalg.norm(wanted[2])
+    assert 1e-5 < error < TOLERANCE[precision]
+    for x, y in zip(first, launch(c, buffers, sizes, precision, True, tile), strict=True):
+        assert x.tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("tile", [t for t in SINGLE if (t.m, t.n) in WARPS], ids=tile_id)
+def test_every_tile_of_tensor_cores(tile: Tile) -> None:
+    """Known sizes read in whole for some tiles, others for the rest; each transposed in turn."""
+    number = SINGLE.index(tile)
+    precision = "tf32" if number // 2 % 2 else "bf16"
+    ta, tb = number % 4 in (1, 2), number % 2 == 0
+    if number % 3:
+        c = matmul(tile.m + 8, tile.n + 12, 76, ta=ta, tb=tb)
+        check_rounded(c, matmul_buffers(c, tile.m + 8, tile.n + 12, 76), {}, precision, tile)
+        return
+    c = matmul(symbol("m"), symbol("n"), symbol("k"), ta=ta, tb=tb)
+    for rows, cols, depth in [(tile.m + 3, 2 * tile.n - 1, 67), (tile.m - 1, tile.n, 32)]:
+        sizes = {"m": rows, "n": cols, "k": depth}
+        check_rounded(c, matmul_buffers(c, rows, cols, depth), sizes, precision, tile)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_convolution_on_tensor_cores(kind: str, precision: str) -> None:
+    conv = Conv(N, (7, 6), 12, (3, 3), 20, stride=2, padding=1)
+    c = getattr(conv, kind)()
+    tile = SINGLE[8]
+    check_rounded(c, conv.buffers(kind, {"images": 3}), {"images": 3}, precision, tile)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_nothing_to_sum_on_tensor_cores(precision: str) -> None:
+    tile = SINGLE[3]
+    c = matmul(symbol("m"), 40, symbol("k"))
+    buffers = matmul_buffers(c, 70, 40, 0)
+    assert not launch(c, buffers, {"m": 70, "k": 0}, precision, tile=tile)[2].any()
+
+
+def test_doubles_and_threads_are_not_rounded() -> None:
+    for c in (matmul(40, 40, 40, float64), matmul(3, 40, 40), matmul(8, 4096, 40)):
+        exact, tf32 = (emit_gpu_contraction(c, "kernel", p) for p in ("f32", "tf32"))
+        assert exact == tf32
+
+
+# ---- code
+
+
+PTXAS = shutil.which("ptxas")
+
+SAMPLES = {
+    "square": matmul(2048, 2048, 2048),
+    "transposed": matmul(symbol("m"), 1024, 1024, tb=True),
+    "unknown": matmul(symbol("m"), symbol("n"), symbol("k"), ta=True),
+    "doubles": matmul(512, symbol("n"), 512, float64),
+    "3x3": Conv(N, (28, 28), 128, (3, 3), 128, padding=1).forward(),
+    "3x3 dx": Conv(N, (28, 28), 128, (3, 3), 128, padding=1).input_gradient(),
+    "3x3 dw": Conv(N, (28, 28), 128, (3, 3), 128, padding=1).filter_gradient(),
+    "7x7": Conv(N, (224, 224), 3, (7, 7), 64, stride=2, padding=3).forward(),
+    "epilogue": with_epilogue(symbol("m"), 1024, 512),
+}
+
+
+@pytest.mark.skipif(PTXAS is None, reason="ptxas is not installed")
+@pytest.mark.parametrize("name", SAMPLES)
+def test_kernels_assemble_without_spills(name: str, tmp_path: Path) -> None:
+    """For three capabilities; registers and shared memory are those of every GPU."""
+    kernels = {"f32": [(7, 5), (8, 0), (9, 0)], "tf32": [(8, 0)], "bf16": [(9, 0)]}
+    for precision, capabilities in kernels.items():
+        kernel = emit_gpu_contraction(SAMPLES[name], "kernel", precision)
+        for capability in capabilities:
+            path = tmp_path / "kernel.ptx"
+            path.write_text(to_ptx(kernel.text, capability))
+            arch = f"-arch=sm_{capability[0]}{capability[1]}"
+            command = [str(PTXAS), arch, "-v", str(path), "-o", str(tmp_path / "kernel.cubin")]
+            said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+            assert "0 bytes spill stores, 0 bytes spill loads" in said, (precision, arch, said)
+            shared = re.search(r"(\d+) bytes smem", said)
+            assert shared is None or int(shared[1]) <= 48 * 1024

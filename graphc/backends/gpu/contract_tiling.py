@@ -36,8 +36,6 @@ class Tile:
 
     speed   products per cycle of a multiprocessor full of such tiles, beside those of the largest:
             how often what is read is used (an estimate)
-    wants   whether its operands must be read in whole and without guards: others need so many
-            registers for addresses that few of its threads would find room
     """
 
     m: int
@@ -46,22 +44,21 @@ class Tile:
     rows: int
     cols: int
     speed: float
-    wants: bool = False
 
     @property
     def threads(self) -> int:
         return self.m // self.rows * (self.n // self.cols)
 
     def registers(self, simple: bool) -> int:
-        """The most registers a thread may use, so that enough threads find room beside it, and none
-        has to keep numbers in memory; `simple` as in `wants`."""
+        """The most registers a thread may use, so that enough threads find room beside it and none
+        has to keep numbers in memory; `simple` as `is_simple` says it."""
         if self.rows * self.cols < 64:
             return 128
-        return 65536 // 2 // self.threads if self.wants else 168 if simple else 255
+        return 255 if not simple else 128 if self.threads == 256 else 168
 
 
 SINGLE = (
-    Tile(128, 128, 8, 8, 8, 1.0, True),
+    Tile(128, 128, 8, 8, 8, 1.0),
     Tile(128, 64, 8, 8, 8, 0.95),
     Tile(64, 128, 8, 8, 8, 0.95),
     Tile(64, 64, 8, 8, 4, 0.85),
@@ -100,25 +97,25 @@ def tile_of(c: Contraction) -> Tile | None:
         speed = tile.speed * min(warps / 4, warps / (warps + 1.5))
         return each * tile.m * tile.n / speed
 
-    return min((t for t in _table(c) if not t.wants or is_simple(c, t)), key=cost)
+    return min(_table(c), key=cost)
 
 
 def is_simple(c: Contraction, tile: Tile) -> bool:
-    """Whether a tile's operands are read in whole and without guards."""
+    """Whether a tile's operands are read 16 bytes at a time and without guards: others need more
+    registers for addresses."""
     return all(
         cut.width * c.dtype.itemsize == 16 and not guarded(access)
         for cut, access in zip(slices(c, tile), (c.a, c.b), strict=True)
     )
 
 
-def slices(c: Contraction, tile: Tile) -> tuple[Slice, Slice]:
-    """How the threads of a tile read A and B."""
+def slices(
+    c: Contraction, tile: Tile, threads: int = 0, depth: int = 0, pair: int = 1
+) -> tuple[Slice, Slice]:
+    """How the threads of a tile read A and B; threads and steps are the tile's, or those given."""
     _, m, n, k = groups(c)
-    size = c.dtype.itemsize
-    return (
-        slice_of(c.a, m, k, tile.m, tile.k, tile.threads, size),
-        slice_of(c.b, n, k, tile.n, tile.k, tile.threads, size),
-    )
+    rest = depth or tile.k, threads or tile.threads, c.dtype.itemsize, pair
+    return slice_of(c.a, m, k, tile.m, *rest), slice_of(c.b, n, k, tile.n, *rest)
 
 
 def _table(c: Contraction) -> tuple[Tile, ...]:

@@ -6,6 +6,7 @@ Imports: the contract modules beside this one, kernel_text, kernel, dims.
 
 from __future__ import annotations
 
+from graphc.backends.gpu.contract_mma import MmaEmitter, warps_of
 from graphc.backends.gpu.contract_text import DeviceText
 from graphc.backends.gpu.contract_threads import THREADS, emit_threads, thread_blocks
 from graphc.backends.gpu.contract_tiles import TileEmitter
@@ -28,12 +29,19 @@ def emit_gpu_contraction(
     the latter two from compute capability 8.0 on.  A `tile` takes the place of its own."""
     assert not c.winograd and not c.panel, "kernels for a GPU have neither"
     tile = tile or tile_of(c)
-    threads = THREADS if tile is None else tile.threads
+    warps = warps_of(c, tile, precision)
     f = DeviceText(name)
-    f.open_grid(c, threads, 0 if tile is None else tile.registers(is_simple(c, tile)))
     if tile is None:
+        threads = THREADS
+        f.open_grid(c, threads)
         emit_threads(f, c)
+    elif warps is not None:
+        threads = warps.threads
+        f.open_grid(c, threads, warps.registers(is_simple(c, tile), precision))
+        MmaEmitter(f, c, tile, warps, precision).emit()
     else:
+        threads = tile.threads
+        f.open_grid(c, threads, tile.registers(is_simple(c, tile)))
         TileEmitter(f, c, tile).emit()
     f.close_kernel()
     return GpuKernel(name, f.module(), len(c.bufs), len(sizes_of(c)), threads)
