@@ -2,7 +2,7 @@
 
 The device's primary context is used, which other libraries of the process share, and is current in
 a thread only while that uses the device.  All work goes to one stream that waits for no other.
-Imports: device, cuda_graph, kernel_text, probe, ptx, errors; PyCUDA when a device is opened.
+Imports: device, cuda_graph, kernel_text, probe, ptx_cache, errors; PyCUDA when a device is opened.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from graphc.backends.gpu import probe
 from graphc.backends.gpu.cuda_graph import Graph, GraphDriver
 from graphc.backends.gpu.device import Array, Stretch
 from graphc.backends.gpu.kernel_text import GpuKernel
-from graphc.backends.gpu.ptx import to_ptx
+from graphc.backends.gpu.ptx_cache import kept_ptx
 from graphc.dlpack import CUDA
 from graphc.errors import DeviceError, OutOfMemoryError
 
@@ -190,7 +190,7 @@ class CudaDevice:
         with self._lock:
             found = self._functions.get(kernel.text)
             if found is None:
-                text = to_ptx(kernel.text, min(self.capability, NEWEST))
+                text = kept_ptx(kernel.text, min(self.capability, NEWEST))
                 with self._failures():
                     module = self._cuda.module_from_buffer(text.encode() + b"\0")
                     found = module.get_function(kernel.name)
