@@ -203,6 +203,7 @@ class Table:
 
     def __init__(self, f: FunctionText, operand: Operand, group: Group, fused: int, memory: str):
         self.operand = operand
+        self.size = group.size
         self.outer = Group(
             group.axes[: len(group.axes) - fused], group.extents[: len(group.axes) - fused]
         )

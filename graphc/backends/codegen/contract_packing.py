@@ -3,17 +3,18 @@
 Copies run along contiguous runs with masked vector loads and whole vector stores: what a store
 writes beyond its run is overwritten by the next, and behind the last there is slack.  Rows beyond
 the edge of an operand hold arbitrary numbers, which only reach results that are never stored.
-Imports: text, contract_access, contract_microkernel.
+Imports: text, contract_access, contract_microkernel, dims.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graphc.backends.codegen.contract_access import Operand, Record, Table, sum_records
 from graphc.backends.codegen.contract_microkernel import lanes_below, masked_load
 from graphc.backends.codegen.text import FunctionText
+from graphc.dims import factor
 
 QUARTERS = 4
 QUARTER_BYTES = 16
@@ -56,23 +57,61 @@ def pack_copies(
 ) -> None:
     """Copy [outer][inner] to rows `stride` bytes apart; `width` bounds the inner elements."""
     start, stop = outer_range
-    whole: tuple[Record, list[str]] | None = None
     if inner.single and width is not None and not p.operand.guards:
-        record, length = inner.read(f, "0")
-        count = -(-width // p.lanes)
-        masks = [lanes_below(f, p, f.sub(length, v * p.lanes)) for v in range(count)]
-        whole = (record, masks)
+        _copy_panel(f, p, outer, outer_range, inner, (destination, stride), width)
+        return
     rows = f.open_loop(start, stop, 1, [("ptr", destination)])
     at = rows.carried[0]
     position = sum_records(f, p.origin, outer.read(f, rows.index)[0])
-    if whole is not None:
-        source, _ = p.operand.locate(f, position, whole[0])
-        for v, mask in enumerate(whole[1]):
-            x = masked_load(f, p, f.offset(source, v * p.vector_bytes), mask)
-            _store(f, p, x, f.offset(at, v * p.vector_bytes))
-    else:
-        _copy_runs(f, p, position, inner, at)
+    _copy_runs(f, p, position, inner, at)
     f.close_loop(rows, [f.offset(at, stride)])
+
+
+def _copy_panel(
+    f: FunctionText,
+    p: Packer,
+    outer: Table,
+    outer_range: tuple[str, str],
+    inner: Table,
+    destination: tuple[str, int],
+    width: int,
+) -> None:
+    """Copy rows of a panel, which begins at a multiple of `width`: with masks only if it is not
+    full.  Processors do not notice where a masked load goes on reading, so nothing would be on its
+    way when it is wanted."""
+    record, length = inner.read(f, "0")
+    count = -(-width // p.lanes)
+
+    def copy(masks: Sequence[str]) -> None:
+        rows = f.open_loop(*outer_range, 1, [("ptr", destination[0])])
+        at = rows.carried[0]
+        position = sum_records(f, p.origin, outer.read(f, rows.index)[0])
+        source, _ = p.operand.locate(f, position, record)
+        for v, mask in enumerate(masks):
+            place = f.offset(source, v * p.vector_bytes)
+            if mask:
+                x = masked_load(f, p, place, mask)
+            else:
+                x = f.value(f"load {p.vector}, ptr {place}, align {p.itemsize}")
+            _store(f, p, x, f.offset(at, v * p.vector_bytes))
+        f.close_loop(rows, [f.offset(at, destination[1])])
+
+    masks = [lanes_below(f, p, f.sub(length, v * p.lanes)) for v in range(count)]
+    if width % p.lanes:
+        copy(masks)
+        return
+    if factor(inner.size) % width == 0:
+        copy([""] * count)
+        return
+    full, edge, after = f.fresh("full"), f.fresh("edge"), f.fresh("after")
+    f.branch_if(f.value(f"icmp sge i64 {length}, {width}"), full, edge)
+    f.label(full)
+    copy([""] * count)
+    f.branch(after)
+    f.label(edge)
+    copy(masks)
+    f.branch(after)
+    f.label(after)
 
 
 def clear_missing(f: FunctionText, memory: str, first: str, last: str, itemsize: int) -> None:

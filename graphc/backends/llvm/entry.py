@@ -45,7 +45,7 @@ LONG_WORK = 16384
 
 It lets go of the GIL, so it has to take its turn at variables: see `entry_turn_text`."""
 
-MOST_WORK = 1 << 23
+MOST_WORK = 1 << 24
 """Element operations, some milliseconds, from which the cost of a call no longer shows.
 
 What a native entry runs does not look for signals, so it must be over soon.
