@@ -145,11 +145,12 @@ class LinesEmitter:
         left = sum_records(f, self.left.origin(), self.left.part(f, self.batch_coords))
         right = sum_records(f, self.right.origin(), self.right.part(f, self.batch_coords))
         self.right_free.fill(f, self.col0, self.cols)
-        # whole lines, where they are no longer than a slice
+        # whole lines, where they are no longer than a slice, else even parts
         depth = f.dim(t.depth)
         whole = f.mul(f.udiv(depth, self.line), self.line)
         some = f.value(f"icmp sgt i64 {whole}, 0")
-        depth = f.value(f"select i1 {some}, i64 {whole}, i64 {depth}")
+        even = ceildiv(f, self.k_count, f.smax(ceildiv(f, self.k_count, depth), 1))
+        depth = f.value(f"select i1 {some}, i64 {whole}, i64 {f.smax(even, 1)}")
         self.ahead = f.mul(self._ahead(depth, some), self.itemsize)
         slices = f.open_loop(0, f.smax(self.k_count, 1), depth)
         steps = f.smin(f.sub(self.k_count, slices.index), depth)

@@ -24,7 +24,7 @@ from graphc.backends.codegen.text import LANES
 from graphc.dims import DimLike, ceildiv, product
 from graphc.kernel import Access, Contraction, Cut
 
-DEPTH = 64
+DEPTH = 72
 """Steps of k in a slice: what a row of tiles reads of A, and several panels of B, then stay in the
 L1 cache."""
 
