@@ -53,6 +53,35 @@ def test_sums_of_an_array_and_of_its_products_share_a_sweep() -> None:
     assert len(labels([*fetches, after], [x, w])) == 4
 
 
+def test_softmax_cross_entropy_and_its_gradient_are_one_sweep() -> None:
+    x = gx.placeholder("f32", (None, 300), name="x")
+    y = gx.placeholder("i64", x.dims[:1], name="y")
+    loss = gx.mean(nn.sparse_softmax_cross_entropy_with_logits(y, x))
+    (dx,) = gx.gradients(loss, [x])
+    large = [s for s in labels([loss, dx], [x, y]) if "exp" in s or "where" in s]
+    assert len(large) == 1
+    rng = np.random.default_rng(2)
+    feeds = {x: rng.normal(0, 3, (37, 300)).astype("f4"), y: rng.integers(0, 300, 37)}
+    with gx.Session() as session, gx.Session(device="reference") as reference:
+        got = session.run([loss, dx], feeds)
+        for a, b in zip(got, reference.run([loss, dx], feeds), strict=True):
+            np.testing.assert_allclose(a, b, 1e-5, 1e-7)
+
+
+def test_a_group_joins_what_reads_it_only_where_nothing_between_needs_it() -> None:
+    """The cumulative sum needs the exponentials, and the last sweep needs both."""
+    x = gx.placeholder("f32", (None, 48), name="x")
+    e = gx.exp(x - gx.max(x, axis=1, keepdims=True))
+    share = e / gx.sum(e, axis=1, keepdims=True)
+    running = gx.cumsum(share, axis=1)
+    shifted = share * running + gx.sum(share * running, axis=1, keepdims=True)
+    assert len(labels([shifted], [x])) == 3
+    value = np.random.default_rng(4).normal(size=(9, 48)).astype("f4")
+    with gx.Session() as session, gx.Session(device="reference") as reference:
+        got, want = session.run(shifted, {x: value}), reference.run(shifted, {x: value})
+    np.testing.assert_allclose(got, want, 1e-5, 1e-6)
+
+
 def test_a_cheap_value_of_what_is_stored_anyway_is_not_stored() -> None:
     x = gx.placeholder("f32", (None, 32))
     top = gx.cumsum(x, axis=1)

@@ -25,7 +25,7 @@ from graphc.node import OPS, Node, Tensor
 from graphc.passes.epilogues import split_epilogues
 from graphc.passes.groups import ACC, CHUNK, FULL, MAX_MEMBERS, REDUCED, Fusion, Group
 from graphc.passes.lasting import lasting_first
-from graphc.passes.regroup import merge_siblings, recompute
+from graphc.passes.regroup import join_readers, merge_siblings, recompute
 from graphc.passes.uniform import Uniforms
 from graphc.passes.views import View, Views, same_strides
 from graphc.program import Program
@@ -90,6 +90,7 @@ class _Fuser:
             self.groups, self.group_of, self._bases, self.views, self.uniforms
         )
         merge_siblings(self.groups, self.group_of, self._bases)
+        join_readers(self.groups, self.group_of, self._bases, self._fits)
         recompute(self.groups, self.group_of, self.views, self.uniforms, self.roots)
         stored = self._stored()
         groups = [g for g in self.groups if g.members]
@@ -254,6 +255,15 @@ class _Fuser:
                     return None
             return REDUCED
         return None
+
+    def _fits(self, t: Tensor, group: Group) -> str | None:
+        """At which level an elementwise value or a reduction may join the group, or None."""
+        if t.node.kind == "elementwise":
+            return self._level(t, group)
+        if t.node.kind != "reduce":
+            return None
+        reduces = self._can_reduce(group, t.node.inputs[0], t.node.attrs["axes"], _is_search(t))
+        return ACC if reduces else None
 
     def _fits_full(self, t: Tensor, group: Group) -> bool:
         for i in t.node.inputs:

@@ -179,11 +179,17 @@ class Expressions:
 
 def _linear(terms: Sequence[Term], offset: DimLike) -> Expr:
     """The element offset that terms address, as an i64 expression."""
-    total = size_expr(offset)
+    parts = [] if offset == 0 else [size_expr(offset)]
     for term in terms:
         for axis, coefficient in term.axes:
-            step = size_expr(dims.mul(coefficient, term.stride))
-            total = total + Expr("axis", (), axis, int64) * step
+            step = dims.mul(coefficient, term.stride)
+            index = Expr("axis", (), axis, int64)
+            parts.append(index if step == 1 else index * size_expr(step))
+    if not parts:
+        return size_expr(0)
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
     return total
 
 

@@ -1,6 +1,8 @@
 """Fusion's second look, when every node has its group: fewer sweeps over large arrays.
 
     siblings    %s = sum(%g) and %t = sum(%g * %x), apart because neither needs the other: one group
+    readers     %e = exp(%x), %s = sum(%e), and %y = %e / %s + %l, apart because %l is made after
+                them: one group, where the later one is
     recompute   %c = %x - %m, written by the group that made it and read by others that could as
                 well read %x: each computes it anew, and it is in no memory at all
 
@@ -22,6 +24,9 @@ Bases = Callable[[Tensor], Sequence[Tensor]]
 """The arrays a member reads."""
 
 GroupOf = dict[int, Group]
+
+Fits = Callable[[Tensor, Group], str | None]
+"""At which level a value may join a group, or None."""
 
 CHEAP = frozenset(
     ("add", "subtract", "multiply", "negative", "square", "maximum", "minimum", "relu", "astype")
@@ -82,6 +87,62 @@ def _absorb(source: Group, target: Group, group_of: GroupOf, bases: Bases) -> No
     target.readers |= source.readers
     target.readers.discard(target.number)
     source.members, source.level = [], {}
+
+
+# ---- readers -----------------------------------------------------------------------------------
+
+
+def join_readers(groups: Sequence[Group], group_of: GroupOf, bases: Bases, fits: Fits) -> None:
+    """Join a group and a later one of its shape that reads its elements, or elements it reads.
+
+    The earlier one comes to the later one's place if all that read it are no earlier.
+    """
+    for second in groups:
+        if second.kind != "loop" or second.split:
+            continue
+        sources = {
+            g.number for b in _outside(second, group_of, bases) if (g := group_of.get(id(b)))
+        }
+        for number in sorted(sources, reverse=True):
+            first = groups[number]
+            if first.kind != "loop" or first.split or first.shape != second.shape:
+                continue
+            if min(first.readers) < second.number or not _shared(first, second, group_of, bases):
+                continue
+            _follow(first, second, group_of, bases, fits)
+
+
+def _shared(first: Group, second: Group, group_of: GroupOf, bases: Bases) -> bool:
+    """Whether joined groups would read an array, or write one, less."""
+    read = {id(b): b for t in second.members for b in bases(t)}
+    if any(first.level.get(b) == FULL for b in read):
+        return True
+    size = dims.product(first.shape)
+    common = [b for b in _outside(first, group_of, bases) if id(b) in read]
+    return any(dims.product(b.dims) == size for b in common)
+
+
+def _follow(first: Group, second: Group, group_of: GroupOf, bases: Bases, fits: Fits) -> None:
+    """Move the members of the first group into the second, before its own, if all fit together."""
+    if len(first.members) + len(second.members) > MAX_MEMBERS:
+        return
+    own, levels, red = second.members, {}, first.red
+    if red is None:
+        first.red = second.red
+    for t in own:  # as if they joined the first, one after the other
+        level = fits(t, first)
+        if level is None:
+            break
+        levels[id(t)] = first.level[id(t)] = level
+        group_of[id(t)] = first
+    for t in own[: len(levels)]:
+        del first.level[id(t)]
+        group_of[id(t)] = second
+    if len(levels) == len(own):
+        second.members, second.level, second.red = [], levels, first.red
+        _absorb(first, second, group_of, bases)
+        second.members.extend(own)
+    first.red = red
 
 
 # ---- computing again ---------------------------------------------------------------------------

@@ -21,12 +21,9 @@ from graphc.backends.codegen.text import (
     LANES,
     FunctionText,
     scalar_type,
-    vector,
 )
 from graphc.kernel import Access, Expr, LoopKernel, Store
-from graphc.types import int64
-
-_I64 = vector("i64")
+from graphc.types import DType, int64
 
 
 @dataclass
@@ -190,7 +187,9 @@ class Evaluator:
             place = self._place(access, unit, (args[0], f.dim(extent), differs))
             return load(f, self.kernel.bufs[access.buf], place, self.mask)
         if expr.op == "axis":
-            return self._axis(expr.value, unit)
+            return self._axis(expr.value, unit, int64)
+        if expr.op == "cast" and expr.args[0].op == "axis" and dtype.is_integer:
+            return self._axis(expr.args[0].value, unit, dtype)
         if expr.op == "size":
             number = f.splat("i64", f.dim(expr.value))
             return emit_scalar(f, "cast", (number,), int64, dtype)
@@ -202,12 +201,17 @@ class Evaluator:
         operand = expr.args[1] if expr.op == "select" else expr.args[0]
         return emit_scalar(f, expr.op, args, operand.dtype, dtype)
 
-    def _axis(self, axis: int, unit: int) -> str:
-        f = self.f
-        if axis != self.kernel.vec or f.lanes == 1:
-            return f.splat("i64", self.index[axis])
-        first = f.splat("i64", f.add(self.index[axis], LANES * unit))
-        return f.value(f"add {_I64} {first}, {LANE_INDEX}")
+    def _axis(self, axis: int, unit: int, dtype: DType) -> str:
+        """The indices along an axis as integers, counted in the width that is asked for."""
+        f, scalar = self.f, scalar_type(dtype)
+        along = axis == self.kernel.vec and f.lanes > 1
+        first = f.add(self.index[axis], LANES * unit) if along else self.index[axis]
+        if dtype.bits < 64:
+            first = f.known(f"trunc i64 {first} to {scalar}")
+        if not along:
+            return f.splat(scalar, first)
+        lanes = LANE_INDEX.replace("i64", scalar)
+        return f.value(f"add {f.vector(scalar)} {f.splat(scalar, first)}, {lanes}")
 
     # ---- memory
 
