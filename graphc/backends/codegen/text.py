@@ -54,9 +54,12 @@ def vector(scalar: str) -> str:
 
 
 def suffix(scalar: str, lanes: int = LANES) -> str:
-    """How LLVM mangles a vector type in intrinsic names: v16f32, v16i64; f32 for one lane."""
-    one = {"float": "f32", "double": "f64"}.get(scalar, scalar)
-    return one if lanes == 1 else f"v{lanes}{one}"
+    """How LLVM mangles a vector type in intrinsic names: v16f32, v16i64."""
+    return f"v{lanes}{_mangled(scalar)}"
+
+
+def _mangled(scalar: str) -> str:
+    return {"float": "f32", "double": "f64"}.get(scalar, scalar)
 
 
 def float_literal(value: float, scalar: str) -> str:
@@ -162,11 +165,11 @@ class FunctionText:
         self.emit(f"br i1 {condition}, label %{yes}, label %{no}")
         self._known.fork()
 
-    def call(self, result: str, name: str, *args: tuple[str, str]) -> str:
+    def call(self, result: str, name: str, *args: tuple[str, str], flags: str = "") -> str:
         """Call a function or intrinsic with (type, value) arguments; declares it. '' if void."""
         types = ", ".join(t for t, _ in args)
         self.declarations[name] = f"declare {result} @{name}({types})"
-        text = f"call {result} @{name}({', '.join(f'{t} {v}' for t, v in args)})"
+        text = f"call {flags}{result} @{name}({', '.join(f'{t} {v}' for t, v in args)})"
         if result == "void":
             self.emit(text)
             return ""
@@ -275,7 +278,7 @@ class FunctionText:
 
     def suffix(self, scalar: str) -> str:
         """How LLVM mangles `vector(scalar)` in intrinsic names."""
-        return suffix(scalar, self.lanes)
+        return _mangled(scalar) if self.lanes == 1 else suffix(scalar, self.lanes)
 
     def any(self, mask: str) -> str:
         """One i1: whether a mask is on in some lane."""
@@ -291,11 +294,14 @@ class FunctionText:
         return self.value(f"extractelement {self.vector(scalar)} {x}, i32 0")
 
     def splat(self, scalar: str, value: str, lanes: int | None = None) -> str:
-        """A vector with every lane equal to a scalar value (which may be a literal)."""
-        lanes = self.lanes if lanes is None else lanes
-        if lanes == 1:
+        """A vector with every lane equal to a scalar value (which may be a literal).
+
+        Of `lanes` elements, if they are given, even if that is one; otherwise of this function's.
+        """
+        if lanes is None and self.lanes == 1:
             self._splats[value] = value
             return value
+        lanes = self.lanes if lanes is None else lanes
         t = f"<{lanes} x {scalar}>"
         if _is_number(value):
             made = f"splat ({scalar} {value})"
@@ -313,9 +319,12 @@ class FunctionText:
 
     def intrinsic(self, name: str, scalar: str, *operands: str, lanes: int | None = None) -> str:
         """Call `llvm.<name>` on vectors of one type, giving the same type."""
-        lanes = self.lanes if lanes is None else lanes
-        t = scalar if lanes == 1 else f"<{lanes} x {scalar}>"
-        return self.call(t, f"llvm.{name}.{suffix(scalar, lanes)}", *((t, x) for x in operands))
+        t = self.vector(scalar) if lanes is None else f"<{lanes} x {scalar}>"
+        # Which of two zeros is the larger is left open, as NumPy leaves it: LLVM takes three
+        # instructions then instead of five.
+        flags = "nsz " if name in ("maximum", "minimum") else ""
+        kind = self.suffix(scalar) if lanes is None else suffix(scalar, lanes)
+        return self.call(t, f"llvm.{name}.{kind}", *((t, x) for x in operands), flags=flags)
 
     def prefetch(self, address: str, level: int = 1, *, write: bool = False) -> None:
         """Ask for a cache line that is soon read, or written, in the first or second cache."""
