@@ -195,6 +195,10 @@ def test_contractions_without_a_cut_share_by_symbols_only() -> None:
     n, m = symbol("n"), symbol("m")
     a, b = share_kernels([matmul(m, 64, 70), matmul(n, 64, 70)])
     assert (a.kernel, a.sizes, b.sizes) == (b.kernel, (m,), (n,))
+    a, b = share_kernels([matmul(196 * m, 64, 70), matmul(196 * n, 64, 70)])
+    assert isinstance(a.kernel, Contraction)
+    assert factor(a.kernel.m[0]) == 196
+    assert (a.kernel, a.sizes, b.sizes) == (b.kernel, (196 * m,), (196 * n,))
 
 
 # ---- networks ----------------------------------------------------------------------------------

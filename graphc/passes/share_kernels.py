@@ -141,7 +141,10 @@ class _General:
     def _number(self, d: DimLike, keep: float) -> DimLike:
         if isinstance(d, int) and abs(d) < keep:
             return d
-        return d if d in self._names else self._put(d)
+        if d in self._names:
+            return d
+        # a back end that cuts what it compiles does so by what it knows of sizes
+        return self._put(d, dims.factor(d) if self._keep is _ALL else 1)
 
     def _with_axes(self, c: Contraction) -> Contraction:
         def extents(group: tuple[DimLike, ...]) -> tuple[DimLike, ...]:
@@ -264,7 +267,8 @@ class _Family:
             return numbers[0]
         if first.unit == 1:
             return self._size(numbers)
-        return self._size(numbers, math.gcd(VIRTUAL_LANES, *(dims.factor(n) for n in numbers)))
+        most = VIRTUAL_LANES if first.unit == VECTOR else 0
+        return self._size(numbers, math.gcd(most, *(dims.factor(n) for n in numbers)))
 
     def _size(self, numbers: Sequence[DimLike], unit: int = 1) -> Dim:
         key = tuple(numbers)

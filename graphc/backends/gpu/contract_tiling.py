@@ -1,8 +1,8 @@
 """How a contraction is cut into tiles for a GPU: a table of tiles, and which of them serves.
 
 The choice follows from the known sizes alone, so that kernels and their numbers of CTAs agree
-everywhere.  Sizes that are not known yet count as USUAL.
-Imports: contract_slices, contract_text, codegen.contract_access, dims, kernel, errors.
+everywhere.  Sizes that are not known are guessed.
+Imports: contract_slices, contract_text, codegen.contract_access, dims, kernel.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from graphc.backends.codegen.contract_access import Group, guarded
 from graphc.backends.gpu.contract_slices import Slice, slice_of
 from graphc.backends.gpu.contract_text import groups
-from graphc.dims import DimLike, atoms, ceildiv, evaluate, mul, product
-from graphc.errors import ShapeError
+from graphc.dims import Dim, DimLike, ceildiv, factor, mul, product
 from graphc.kernel import Contraction
 
 USUAL = 128
-"""What a size is taken for that is not known: a batch, or tokens."""
+"""What a size is taken for of which nothing is known: a batch, or tokens."""
+
+FEW = 16
+"""How often a size is taken for what is known to divide it: images in a batch."""
 
 PROCESSORS = 128
 """Multiprocessors of the GPUs that matter: 108 to 144."""
@@ -130,8 +132,12 @@ def tile_blocks(c: Contraction, tile: Tile) -> DimLike:
 
 def _usual(group: Group) -> int:
     """The size of a group, as far as it is known."""
-    size = group.size
-    try:
-        return max(evaluate(size, dict.fromkeys(atoms(size), USUAL)), 1)
-    except ShapeError:
-        return USUAL
+    size = 1
+    for extent in group.extents:
+        size *= extent if isinstance(extent, int) else _usual_size(extent)
+    return max(size, 1)
+
+
+def _usual_size(d: Dim) -> int:
+    """What an unknown size is taken for: pixels of a few images, or rows of a batch."""
+    return max(factor(d) * FEW, USUAL)
