@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
@@ -21,6 +22,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write what the golden tests find instead of comparing with it",
     )
+
+
+@cache
+def _missing_for_gpu() -> str:
+    from graphc.backends.gpu.probe import missing_for_gpu
+
+    return missing_for_gpu()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that need a GPU are skipped where there is none, with what is missing."""
+    if item.get_closest_marker("gpu") is not None and _missing_for_gpu():
+        pytest.skip(_missing_for_gpu())
 
 
 @pytest.fixture(autouse=True)
