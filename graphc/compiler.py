@@ -5,11 +5,13 @@ Imports: passes.pipeline, backends (the LLVM one when first used: importing grap
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from graphc.backends.base import Executable
 from graphc.budget import Budget
 from graphc.dims import DimLike
 from graphc.kernel import Contraction, Cut, Kernel, blocks
-from graphc.passes.pipeline import Forms, Trace, build_plan, optimize
+from graphc.passes.pipeline import Beside, Forms, Trace, build_plan, optimize
 from graphc.plan import Plan
 from graphc.program import Program
 
@@ -36,15 +38,18 @@ def plan_cpu(
     budget: Budget | None = None,
     keep: bool = True,
     fast_math: bool = False,
+    beside: Beside | None = None,
 ) -> tuple[Plan, Program]:
     """The plan of a program for the CPU, and the program as it was lowered.
 
     keep       whether values may stay between runs
     fast_math  whether the program may be computed as if its numbers were real
+    beside     told the kernels before there is a plan, unless there is a budget
     Both depend on the budget: on its bytes and on its sizes.  Raises MemoryBudgetError.
     """
     optimized = optimize(program, trace=trace, fast_math=fast_math)
-    return build_plan(optimized, blocks_of, trace, budget, cut_of, keep, fast_math)
+    parts = optimized, blocks_of, trace, budget, cut_of, keep, fast_math
+    return build_plan(*parts, beside=beside)
 
 
 def compile_cpu(
@@ -52,9 +57,18 @@ def compile_cpu(
 ) -> tuple[Executable, Program]:
     """Native code for a program, and the program as it was lowered; see `plan_cpu`."""
     from graphc.backends.llvm.executable import compile_plan
+    from graphc.backends.llvm.jit import default_jit, kernel_names
 
-    plan, lowered = plan_cpu(program, budget=budget, keep=keep, fast_math=fast_math)
-    return compile_plan(plan), lowered
+    jit = default_jit()
+    code: dict[int, tuple[str, int]] = {}
+
+    def compile_beside(kernels: Sequence[Kernel], make_plan: Callable[[], None]) -> None:
+        names = kernel_names(kernels)
+        functions = jit.compile_kernels(kernels, names, meanwhile=make_plan)
+        code.update(zip(map(id, kernels), zip(names, functions, strict=True), strict=True))
+
+    plan, lowered = plan_cpu(program, None, budget, keep, fast_math, compile_beside)
+    return compile_plan(plan, jit, code), lowered
 
 
 _GPU = Forms(winograd=False, chunk=4096)  # long reductions need chunks for thousands of warps

@@ -124,6 +124,32 @@ def test_an_interrupted_compilation_leaves_the_compiler_as_it_was(
     assert len(set(addresses)) == 4
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_done_while_kernels_compile_is_done_once(threads: int) -> None:
+    jit = JIT()
+    kernels = [add_kernel(20.5 + i) for i in range(4)]
+    calls: list[int] = []
+    first = jit.compile_kernels(kernels, threads=threads, meanwhile=lambda: calls.append(1))
+    assert len(calls) == 1
+    again = jit.compile_kernels(kernels, threads=threads, meanwhile=lambda: calls.append(2))
+    assert calls == [1, 2]
+    assert again == first
+
+
+def test_an_error_of_what_is_done_meanwhile_ends_all_threads() -> None:
+    jit = JIT()
+    kernels = [add_kernel(30.5 + i) for i in range(4)]
+
+    def refuse() -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        jit.compile_kernels(kernels, threads=3, meanwhile=refuse)
+    assert threading.active_count() == before
+    assert len(set(jit.compile_kernels(kernels, threads=3))) == 4
+
+
 def test_names_of_kernels_follow_from_their_content() -> None:
     assert kernel_name("a") == kernel_name("a") != kernel_name("b")
 

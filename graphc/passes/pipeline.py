@@ -13,19 +13,22 @@ from pathlib import Path
 
 from graphc import flags
 from graphc.budget import Budget
+from graphc.kernel import Kernel
 from graphc.passes.canonicalise import canonicalise
 from graphc.passes.estimate import Estimate
 from graphc.passes.facts import Facts
 from graphc.passes.fuse import fuse
-from graphc.passes.groups import CHUNK
+from graphc.passes.groups import CHUNK, Fusion
 from graphc.passes.keep import find_kept
 from graphc.passes.layout import cancel_transposes
 from graphc.passes.lower import CutOf, lower
 from graphc.passes.meet_budget import meet_budget
 from graphc.passes.merge_products import join_products, merge_products
 from graphc.passes.merge_sums import merge_sums
-from graphc.passes.plan_memory import BlocksOf, plan_memory
+from graphc.passes.operands import LoweredStep
+from graphc.passes.plan_memory import BlocksOf, plan_memory, shared_kernels
 from graphc.passes.schedule import schedule
+from graphc.passes.share_kernels import Shared
 from graphc.passes.simplify import simplify, simplify_fast_math
 from graphc.plan import Plan
 from graphc.plan_text import plan_text
@@ -34,6 +37,10 @@ from graphc.text import print_program
 from graphc.verify import verify
 
 GraphPass = Callable[[Program], Program]
+
+Beside = Callable[[Sequence[Kernel], Callable[[], None]], None]
+"""(kernels, what makes a plan of them): calls that once, and may have the kernels compiled
+meanwhile.  A plan may have others too, which copy."""
 
 GRAPH_PASSES: list[tuple[str, GraphPass]] = [
     # fusion knows only reductions that drop their axes
@@ -118,11 +125,13 @@ def build_plan(
     keep: bool = True,
     fast_math: bool = False,
     forms: Forms = FORMS,
+    beside: Beside | None = None,
 ) -> tuple[Plan, Program]:
     """Fuse, lower and plan an optimized program; also the program as it was lowered.
 
     keep  whether values may stay between runs, which takes memory that a budget must have room for
     forms  of kernels that the back end wants
+    beside  told the kernels before there is a plan, unless there is a budget
     Raises MemoryBudgetError where the arena is larger than the budget at the budget's sizes.
     """
     trace = trace or Trace()
@@ -133,12 +142,9 @@ def build_plan(
     started = time.perf_counter()
     steps = lower(fusion, cut_of, fast_math=fast_math, keep=keep, winograd=forms.winograd)
     trace.note("lower", started)
+    beside = None if budget is not None else beside
+    plan = _plan_beside(fusion, steps, facts, blocks_of, trace, keep, beside)
     started = time.perf_counter()
-    ordered = schedule(fusion, steps, facts)
-    trace.note("schedule", started)
-    started = time.perf_counter()
-    kept = find_kept(fusion, ordered) if keep else None
-    plan = plan_memory(fusion, ordered, blocks_of, facts, kept)
     if budget is not None and plan.kept and plan.peak_bytes(budget.sizes) > budget.bytes:
         steps = lower(fusion, cut_of, fast_math=fast_math, keep=False, winograd=forms.winograd)
         plan = plan_memory(fusion, schedule(fusion, steps, facts), blocks_of, facts)
@@ -149,6 +155,38 @@ def build_plan(
     trace.note("plan_memory", started)
     _Dump().plan(plan)
     return plan, fusion.program
+
+
+def _plan_beside(
+    fusion: Fusion,
+    steps: Sequence[LoweredStep],
+    facts: Facts,
+    blocks_of: BlocksOf,
+    trace: Trace,
+    keep: bool,
+    beside: Beside | None,
+) -> Plan:
+    """The plan of the steps, made while `beside` does what it wants with their kernels."""
+    plans: list[Plan] = []
+    shared: dict[int, Shared] | None = None
+
+    def make() -> None:
+        started = time.perf_counter()
+        ordered = schedule(fusion, steps, facts)
+        trace.note("schedule", started)
+        started = time.perf_counter()
+        kept = find_kept(fusion, ordered) if keep else None
+        plans.append(plan_memory(fusion, ordered, blocks_of, facts, kept, shared))
+        trace.note("plan_memory", started)
+
+    if beside is None:
+        make()
+    else:
+        started = time.perf_counter()
+        shared = shared_kernels(steps)
+        trace.note("plan_memory", started)
+        beside(list({id(s.kernel): s.kernel for s in shared.values()}.values()), make)
+    return plans[0]
 
 
 _dumps = itertools.count()

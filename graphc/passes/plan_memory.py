@@ -11,7 +11,7 @@ Imports: plan, kernel, operands, fuse, program, place, facts, keep, lasting, sha
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +38,7 @@ from graphc.passes.keep import KeptSteps
 from graphc.passes.lasting import is_fixed
 from graphc.passes.operands import CheckSite, LoweredStep, Value
 from graphc.passes.place import Block, keep_longer, place
-from graphc.passes.share_kernels import share_kernels
+from graphc.passes.share_kernels import Shared, share_kernels
 from graphc.passes.wait import find_waits
 from graphc.plan import BufferUse, Check, Kept, Plan, Ref, Step
 from graphc.plan import Value as Border
@@ -57,10 +57,12 @@ def plan_memory(
     blocks_of: BlocksOf,
     facts: Facts | None = None,
     kept: KeptSteps | None = None,
+    shared: Mapping[int, Shared] | None = None,
 ) -> Plan:
     """Place every value and tie the steps together; well for the sizes that are estimated.
 
-    kept  the steps cut in two: of those it has first the values stay between runs
+    kept    the steps cut in two: of those it has first the values stay between runs
+    shared  what `shared_kernels` said of the steps, if it has been asked
     """
     facts = facts or Facts()
     if kept is not None:
@@ -69,11 +71,11 @@ def plan_memory(
     planner.find_blocks()
     planner.place_slots()
     if kept is None:
-        return planner.plan(*_kernels(planner.rows(), blocks_of))
+        return planner.plan(*_kernels(planner.rows(), blocks_of, shared))
     maker = _KeepingPlanner(fusion, list(kept.steps), facts, kept.values)
     maker.find_blocks()
     maker.place_slots()
-    table = _kernels([*planner.rows(), *maker.rows()], blocks_of)
+    table = _kernels([*planner.rows(), *maker.rows()], blocks_of, shared)
     number = {id(v): i for i, v in enumerate(planner.variables)}
     values = tuple(
         Kept(_kept_border(v), tuple(sorted(number[id(s)] for s in sources)))
@@ -376,15 +378,25 @@ class _KeepingPlanner(_Planner):
 # ---- small parts -------------------------------------------------------------------------------
 
 
+def shared_kernels(steps: Iterable[LoweredStep]) -> dict[int, Shared]:
+    """By id of each kernel that steps have, the one that does the same; see `share_kernels`."""
+    distinct = {id(k): k for s in steps for k in s.kernels}
+    return dict(zip(distinct, share_kernels(list(distinct.values())), strict=True))
+
+
 def _kernels(
-    rows: Sequence[tuple[LoweredStep, tuple[Ref, ...]]], blocks_of: BlocksOf
+    rows: Sequence[tuple[LoweredStep, tuple[Ref, ...]]],
+    blocks_of: BlocksOf,
+    shared: Mapping[int, Shared] | None,
 ) -> tuple[tuple[Kernel, ...], Launches]:
     """The distinct kernels of steps, and how each of the steps' own is launched."""
     distinct = {id(k): k for s, _ in rows for k in s.kernels}
-    shared = share_kernels(list(distinct.values()))
+    if shared is None or not distinct.keys() <= shared.keys():  # copies are steps of this pass
+        shared = shared_kernels(s for s, _ in rows)
     kernels: dict[Kernel, int] = {}
     made: Launches = {}
-    for (key, kernel), found in zip(distinct.items(), shared, strict=True):
+    for key, kernel in distinct.items():
+        found = shared[key]
         number = kernels.setdefault(found.kernel, len(kernels))
         # A cut goes with its kernel.  Without one the back end cuts what it compiles, and what it
         # knows of numbers there decides how.

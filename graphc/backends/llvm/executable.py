@@ -8,7 +8,8 @@ tables, team, driver_stop, base, plan.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from graphc.backends.base import Made, fault_error, mark_committed, require_time, timed_out
 from graphc.backends.llvm.contexts import IDLE_BYTES, Bound
@@ -154,8 +155,17 @@ class LLVMExecutable:
             self._bound.pop(key, None)
 
 
-def compile_plan(plan: Plan, jit: JIT | None = None) -> LLVMExecutable:
-    """Machine code for a plan: its distinct kernels, compiled together where they are new."""
+def compile_plan(
+    plan: Plan, jit: JIT | None = None, code: Mapping[int, tuple[str, int]] = MappingProxyType({})
+) -> LLVMExecutable:
+    """Machine code for a plan: its distinct kernels, compiled together where they are new.
+
+    code  by id of a kernel its name and address, of those that `jit` has been asked for already
+    """
     jit = jit or default_jit()
-    names = kernel_names(plan.kernels)
-    return LLVMExecutable(plan, jit.compile_kernels(plan.kernels, names), jit, names)
+    rest = [k for k in plan.kernels if id(k) not in code]
+    names = kernel_names(rest)
+    functions = jit.compile_kernels(rest, names)
+    more = dict(zip(map(id, rest), zip(names, functions, strict=True), strict=True))
+    found = [code.get(id(k)) or more[id(k)] for k in plan.kernels]
+    return LLVMExecutable(plan, [place for _, place in found], jit, [name for name, _ in found])

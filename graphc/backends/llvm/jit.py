@@ -67,6 +67,10 @@ class Address(int):
         return made
 
 
+def _nothing() -> None:
+    pass
+
+
 class JIT:
     """Compiles for one target.
 
@@ -111,10 +115,12 @@ class JIT:
         kernels: Sequence[Kernel],
         names: Sequence[str] | None = None,
         threads: int | None = None,
+        meanwhile: Callable[[], None] = _nothing,
     ) -> list[int]:
         """The address of each kernel; `names` are their `kernel_names`, if these are known.
 
         New ones are compiled by up to `threads` threads; None: as flags and the machine allow.
+        This one calls `meanwhile` before it compiles with the others.
         """
         names = names or kernel_names(kernels)
         with compile_lock:
@@ -128,7 +134,9 @@ class JIT:
                 self._load_kept(self.cache.kernels(new))
                 new = {name: kernel for name, kernel in new.items() if name not in self._addresses}
             if new:
-                self._compile_new(new, threads or compile_threads())
+                self._compile_new(new, threads or compile_threads(), meanwhile)
+            else:
+                meanwhile()
             return self._known(names)
 
     def load_kernels(self, names: Sequence[str], batches: Sequence[bytes]) -> list[int] | None:
@@ -159,19 +167,24 @@ class JIT:
             self._addresses.update(found)
             stats.kernels_loaded += len(found)
 
-    def _compile_new(self, new: Mapping[str, Kernel], threads: int) -> None:
+    def _compile_new(
+        self, new: Mapping[str, Kernel], threads: int, meanwhile: Callable[[], None]
+    ) -> None:
         started = time.perf_counter()
-        emitting = 0.0
+        emitting = waiting = 0.0
         # long ones first: no thread is then left alone with a long one at the end
         order = sorted(new, key=lambda name: not isinstance(new[name], Contraction))
 
         def texts() -> Iterator[str]:
-            nonlocal emitting
+            nonlocal emitting, waiting
             for name in order:
                 begun = time.perf_counter()
                 text = module_text([emit(new[name], name)])
                 emitting += time.perf_counter() - begun
                 yield text
+            begun = time.perf_counter()
+            meanwhile()  # the others have what they need
+            waiting = time.perf_counter() - begun
 
         found, units = self._load_new(object_code(texts(), self.target, threads), order)
         self._addresses.update(found)
@@ -179,7 +192,7 @@ class JIT:
         stats.modules += len(new)
         stats.kernels += len(new)
         stats.emit_seconds += emitting
-        stats.llvm_seconds += time.perf_counter() - started - emitting
+        stats.llvm_seconds += time.perf_counter() - started - emitting - waiting
 
     # ---- code in memory
 
