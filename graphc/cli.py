@@ -38,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--threads", type=_positive, help="default: the machine's cores")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--out", type=Path, default=Path("graphc-demo"), help="folder for the files")
-    demo.add_argument("--device", choices=("cpu", "reference"), default="cpu")
+    demo.add_argument(
+        "--device", choices=("cpu", "reference", "gpu", "emulated-gpu"), default="cpu"
+    )
     demo.set_defaults(run=_demo)
     _add_cache(commands)
     _add_debug(commands)
@@ -107,6 +109,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         print(f"graphc demo: {error}; {message}", file=sys.stderr)
         return 1
     from graphc.demo import Options, run
+    from graphc.errors import DeviceError
 
     options = Options(
         epochs=arguments.epochs,
@@ -117,7 +120,11 @@ def _demo(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         device=arguments.device,
     )
-    print(json.dumps(run(options)))
+    try:
+        print(json.dumps(run(options)))
+    except DeviceError as error:
+        print(f"graphc demo: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

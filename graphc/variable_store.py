@@ -267,6 +267,8 @@ class VariableStore:
             lock.version += 1
             self._values.clear()
             self._kept.forget()
+            for residence in self._residences:
+                residence.release()
         finally:
             turn.over = True
             lock.settle()

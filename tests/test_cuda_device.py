@@ -20,6 +20,7 @@ SCENARIOS = (
     "values",
     "checks",
     "threads",
+    "unloading",
     "out_of_memory",
     "fault",
     "interfaces",
@@ -42,7 +43,7 @@ pytestmark = [
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
     source = HERE / "cuda" / "fake_driver.c"
-    flags = ["-O1", "-fPIC", "-shared", f"-Wl,-soname,{library.name}"]
+    flags = ["-O1", "-fPIC", "-shared", "-pthread", f"-Wl,-soname,{library.name}"]
     subprocess.run(["gcc", *flags, str(source), "-o", str(library)], check=True)
     return library
 

@@ -10,10 +10,16 @@ import pytest
 
 import graphc as gx
 from graphc.backends.gpu import devices, layout, probe
-from graphc.backends.gpu.devices import open_device
 from graphc.backends.gpu.emulated_device import EmulatedDevice
 from graphc.backends.gpu.emulator import EmulatedKernel, EmulatorError
 from graphc.backends.gpu.memory import DeviceMemory
+
+
+@pytest.fixture
+def small_device(monkeypatch: pytest.MonkeyPatch) -> EmulatedDevice:
+    device = EmulatedDevice(capacity=8 << 20)
+    monkeypatch.setitem(devices._opened, "emulated-gpu", DeviceMemory(device))
+    return device
 
 
 class Model:
@@ -197,14 +203,25 @@ def test_checkpoints_hold_what_is_on_the_device(tmp_path: object) -> None:
         np.testing.assert_array_equal(session.get_value(m.w), kept)
 
 
-def test_a_closed_session_gives_its_memory_back() -> None:
+def test_a_closed_session_gives_its_memory_back(small_device: EmulatedDevice) -> None:
     m = Model()
-    memory = open_device("emulated-gpu")
     with gx.Session(device="emulated-gpu") as session:
         session.run(m.init)
-        with_variable = len(memory.residents._copies)
+        for n in (3, 5, 5):
+            session.run(m.y, m.fed(n))
+        kept = session.run(m.y, m.fed(3), gx.RunOptions(on_device=True))
+        assert small_device.memory_info()[0] < small_device.capacity
     gc.collect()
-    assert len(memory.residents._copies) < with_variable
+    before = kept.numpy()
+    del kept
+    gx.Session(device="emulated-gpu").close()  # has run nothing: nothing is its to free
+    with gx.Session(device="emulated-gpu") as session:
+        session.run(m.init)
+        np.testing.assert_array_equal(session.run(m.y, m.fed(3)), before)
+    gc.collect()
+    with gx.Session(device="emulated-gpu") as session:
+        session.run(m.init)
+    assert small_device.memory_info()[0] == small_device.capacity
 
 
 def test_many_threads_share_a_session() -> None:
@@ -306,13 +323,6 @@ def test_python_functions_run_on_the_host_and_are_logged() -> None:
 
 
 # ---- when memory runs out, or a kernel fails ---------------------------------------------------
-
-
-@pytest.fixture
-def small_device(monkeypatch: pytest.MonkeyPatch) -> EmulatedDevice:
-    device = EmulatedDevice(capacity=8 << 20)
-    monkeypatch.setitem(devices._opened, "emulated-gpu", DeviceMemory(device))
-    return device
 
 
 def test_out_of_memory_names_the_largest_tensors(small_device: EmulatedDevice) -> None:

@@ -40,6 +40,10 @@ class Residence(Protocol):
         """Why nobody has the value of this variable any more, or ''."""
         ...
 
+    def release(self) -> None:
+        """Free what is of no use until the next run, and what was of arrays that are gone."""
+        ...
+
 
 class Executable(Protocol):
     """A compiled program, safe to run from many threads at once.

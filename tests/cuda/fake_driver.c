@@ -2,7 +2,10 @@
 
    Device memory is host memory.  Work given to a stream is put on a list and done when somebody
    waits, so that whoever does not wait sees old memory, as on hardware.  Kernels are a callback's
-   business.  A stream that records puts its work on the list of a graph instead. */
+   business.  A stream that records puts its work on the list of a graph instead.
+
+   `order` is held while work is done, which may wait for Python; `guard` never for long. */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +38,15 @@ static Stream first_stream, *streams;
 static __thread int depth;
 static long graphs, kernels, waits;
 static char context;
+static pthread_mutex_t order, guard = PTHREAD_MUTEX_INITIALIZER;
+__attribute__((constructor)) static void begin(void) {
+  pthread_mutexattr_t again;
+  pthread_mutexattr_init(&again);
+  pthread_mutexattr_settype(&again, PTHREAD_MUTEX_RECURSIVE);
+  pthread_mutex_init(&order, &again);
+}
+static void lock(void) { pthread_mutex_lock(&guard); }
+static int unlock(int code) { return pthread_mutex_unlock(&guard), code; }
 
 /* ---- what tests ask for ---- */
 API void fake_on_kernel(Kernel k) { on_kernel = k; }
@@ -65,32 +77,33 @@ static int pinned(const void *p) {
 static int get(void **p, size_t n, int is_pinned) {
   if (failed) return failed;
   if (!depth) return BAD_CONTEXT;
-  if (!is_pinned && used + n > memory) return NO_MEMORY;
+  lock();
+  if (!is_pinned && used + n > memory) return unlock(NO_MEMORY);
   for (int i = 0; i < MOST; i++)
     if (!known[i].bytes) {
-      if (posix_memalign(p, 4096, n + 512)) return NO_MEMORY;
+      if (posix_memalign(p, 4096, n + 512)) return unlock(NO_MEMORY);
       memset(*p, 0xFF, n);
       known[i].at = (Address)*p, known[i].bytes = n ? n : 1, known[i].pinned = is_pinned;
       if (!is_pinned) used += n;
-      return OK;
+      return unlock(OK);
     }
-  return NO_MEMORY;
+  return unlock(NO_MEMORY);
 }
 static int give_back(void *p) {
+  lock();
   for (int i = 0; i < MOST; i++)
     if (known[i].bytes && known[i].at == (Address)p) {
       if (!known[i].pinned) used -= known[i].bytes;
       known[i].bytes = 0, known[i].pinned = 0;
       free(p);
-      return OK;
+      return unlock(OK);
     }
-  return INVALID;
+  return unlock(INVALID);
 }
-static int everything(void);
 API int cuMemAlloc_v2(Address *p, size_t n) { return get((void **)p, n, 0); }
-API int cuMemFree_v2(Address p) { everything(); return give_back((void *)p); }
+API int cuMemFree_v2(Address p) { return give_back((void *)p); }
 API int cuMemHostAlloc(void **p, size_t n, unsigned f) { (void)f; return get(p, n, 1); }
-API int cuMemFreeHost(void *p) { everything(); return give_back(p); }
+API int cuMemFreeHost(void *p) { return give_back(p); }
 API int cuMemGetInfo_v2(size_t *a, size_t *b) { *a = memory - used, *b = memory; return failed; }
 
 /* ---- work ---- */
@@ -109,14 +122,17 @@ static void perform(Work *w) {
     memmove(w->to, w->from, w->bytes);
 }
 static int finish(Stream *s) {
+  pthread_mutex_lock(&order);
+  lock();
   List *l = s->list;
-  if (!l) return failed;
   s->list = 0;
-  for (int i = 0; i < l->count; i++) {
+  unlock(OK);
+  for (int i = 0; l && i < l->count; i++) {
     perform(&l->work[i]);
     if (l->work[i].owned) free((void *)l->work[i].from);
   }
-  free(l->work), free(l);
+  if (l) free(l->work), free(l);
+  pthread_mutex_unlock(&order);
   return failed;
 }
 static int everything(void) {
@@ -129,9 +145,10 @@ static int submit(Stream *s, Work *w) {
   if (!depth) return BAD_CONTEXT;
   s = s ? s : &first_stream;
   if (s->recording) { add(s->recording, w); return OK; }
+  lock();
   if (!s->list) s->list = calloc(1, sizeof(List));
   add(s->list, w);
-  return OK;
+  return unlock(OK);
 }
 static int copy(void *to, const void *from, size_t n, Stream *s) {
   Work w = {.to = to, .from = from, .bytes = n};

@@ -9,6 +9,7 @@ Kernels are compiled to PTX, loaded and launched as on hardware; what runs them 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import threading
 from collections.abc import Callable
@@ -30,15 +31,15 @@ from graphc.backends.gpu.kernel_text import GpuKernel  # noqa: E402
 
 KERNELS: dict[bytes, EmulatedKernel] = {}
 
-_function = cuda_device.CudaDevice._function
+_load = cuda_device.CudaDevice._loaded
 
 
 def _loaded(self: cuda_device.CudaDevice, kernel: GpuKernel) -> Any:
     KERNELS[kernel.name.encode()] = EmulatedKernel(kernel)
-    return _function(self, kernel)
+    return _load(self, kernel)
 
 
-cuda_device.CudaDevice._function = _loaded  # type: ignore[method-assign]
+cuda_device.CudaDevice._loaded = _loaded  # type: ignore[method-assign]
 
 
 @ctypes.CFUNCTYPE(
@@ -137,6 +138,22 @@ def threads() -> None:
             for t in team:
                 t.join()
         assert not wrong
+
+
+def unloading() -> None:
+    """Code that no program has any more goes, wherever Python finds that out."""
+    cuda_device.RECENT = 2
+    x = gx.placeholder("float32", [None])
+    for i in range(5):
+        with gx.Session(device="gpu") as session:
+            y = gx.exp(x) * (i + 0.25)
+            assert session.run(y, {x: np.zeros(3)}).sum() == 3 * (i + 0.25)
+        del session, y
+        collect = threading.Thread(target=gc.collect)
+        collect.start()
+        collect.join()
+    device = open_device("gpu:0").device
+    assert len(device._modules) <= 4, device._modules  # type: ignore[attr-defined]
 
 
 def out_of_memory() -> None:

@@ -12,6 +12,8 @@ import contextlib
 import os
 import struct
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -28,6 +30,9 @@ from graphc.errors import DeviceError, OutOfMemoryError
 NEWEST = (9, 0)
 """Kernels are compiled for no later capability: the driver compiles them on for newer GPUs."""
 
+RECENT = 512
+"""Kernels that stay loaded though no program has them now."""
+
 _NON_BLOCKING = 1
 
 
@@ -38,6 +43,16 @@ class _Thread(threading.local):
         self.pushed = 0
         self.inside = False
         self.stream: Any = None  # where its work goes, while it records
+
+
+class _Function:
+    """A kernel's code, loaded, and the shape of its CTAs."""
+
+    __slots__ = ("__weakref__", "code", "threads")
+
+    def __init__(self, code: Any, threads: tuple[int, int, int]) -> None:
+        self.code = code
+        self.threads = threads
 
 
 class _Active:
@@ -82,7 +97,11 @@ class CudaDevice:
         self._thread = _Thread()
         self._lock = threading.RLock()
         self._allocations: dict[int, Any] = {}
-        self._functions: dict[str, Any] = {}
+        self._functions: weakref.WeakValueDictionary[str, _Function]
+        self._functions = weakref.WeakValueDictionary()
+        self._modules: dict[int, Any] = {}  # by what was made of each
+        self._unused: deque[int] = deque()
+        self._recent: deque[_Function] = deque(maxlen=RECENT)
         try:
             cuda.init()
             count = cuda.Device.count()
@@ -121,7 +140,8 @@ class CudaDevice:
         with contextlib.suppress(Exception), self.active():
             if not self.failed:
                 self._stream.synchronize()
-            self._functions.clear()
+            self._recent.clear()
+            self._modules.clear()
             self._allocations.clear()
             del self._stream, self._recording_stream
 
@@ -183,28 +203,36 @@ class CudaDevice:
                 self._cuda.memcpy_dtod_async(to, source, size, self._queue)
 
     def load(self, kernels: Sequence[GpuKernel]) -> list[Any]:
-        return [(self._function(kernel), (kernel.threads, 1, 1)) for kernel in kernels]
+        while self._unused:
+            self._modules.pop(self._unused.popleft(), None)
+        return [self._loaded(kernel) for kernel in kernels]
 
-    def _function(self, kernel: GpuKernel) -> Any:
-        """A kernel's code, which equal kernels share."""
+    def _loaded(self, kernel: GpuKernel) -> _Function:
+        """A kernel's code, which equal kernels share while one of them is of use."""
         with self._lock:
             found = self._functions.get(kernel.text)
             if found is None:
                 text = kept_ptx(kernel.text, min(self.capability, NEWEST))
                 with self._failures():
                     module = self._cuda.module_from_buffer(text.encode() + b"\0")
-                    found = module.get_function(kernel.name)
+                    code = module.get_function(kernel.name)
+                found = _Function(code, (kernel.threads, 1, 1))
                 self._functions[kernel.text] = found
+                # PyCUDA unloads a module only where the context is current: that is not where
+                # Python happens to find that nobody needs it
+                self._modules[id(found)] = module, code
+                weakref.finalize(found, self._unused.append, id(found)).atexit = False
+            self._recent.append(found)
             return found
 
     def launch(
         self, function: Any, blocks: int, buffers: Sequence[Stretch], sizes: Sequence[int]
     ) -> None:
-        code, threads = function
         count = len(buffers)
         packed = struct.pack(f"{count}Q{len(sizes)}q", *[a for a, _ in buffers], *sizes)
         with self._failures():
-            code._launch_kernel((blocks, 1, 1), threads, packed, 0, self._queue)
+            launch = function.code._launch_kernel
+            launch((blocks, 1, 1), function.threads, packed, 0, self._queue)
 
     def synchronize(self) -> None:
         self._require_sound()

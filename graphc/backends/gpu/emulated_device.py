@@ -1,7 +1,7 @@
 """A device in host memory whose kernels the emulator runs: slow, and every access is checked.
 
 Work is done when it is asked for, so nothing is ever waited for.  Imports: device, emulator,
-kernel_text, uninterrupted, errors.
+kernel_text, uninterrupted, errors, forks.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from graphc.backends.gpu.emulator import EmulatedKernel, EmulatorError
 from graphc.backends.gpu.kernel_text import GpuKernel
 from graphc.backends.gpu.uninterrupted import uninterrupted
 from graphc.errors import DeviceError, OutOfMemoryError
+from graphc.forks import new_rlock
 
 ALIGNMENT = 256
 
@@ -48,7 +49,7 @@ class EmulatedDevice:
         self.capacity = capacity
         self.launches = 0
         self._memory: dict[int, Array] = {}
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         self._recording = threading.local()
 
     def active(self) -> AbstractContextManager[Any]:

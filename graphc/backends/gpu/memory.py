@@ -73,6 +73,7 @@ class DeviceMemory:
 
     def trim(self) -> None:
         """Free every block that no run has."""
+        self._settle()
         with self._lock:
             idle, self._idle = self._idle, []
         for block in idle:

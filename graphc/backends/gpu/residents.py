@@ -105,6 +105,11 @@ class Residents:
             if copy is not None:
                 self._memory.release_later(copy.address)
 
+    def release(self) -> None:
+        """Give the device's memory back, as far as no run and no variable has it."""
+        with self._memory.device.active():
+            self._memory.trim()
+
     def _new_copy(self, array: Array) -> _Copy:
         device = self._memory.device
         key = id(array)
