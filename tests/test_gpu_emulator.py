@@ -463,3 +463,15 @@ def test_pointers_into_one_of_two_arrays() -> None:
         np.testing.assert_array_equal(y, np.tile([3, 0], 16)[:31])
         with pytest.raises(EmulatorError, match=r"outside argument 0: byte .* and argument 1: "):
             EmulatedKernel(kernel).launch(1, [buffer(x), buffer(y[:-1])], [], races=races)
+
+
+def test_races_are_looked_for_where_a_launch_is_new() -> None:
+    alone = """%w = and i32 %t, 31
+  %p = getelementptr float, ptr addrspace(3) @tile, i32 %w
+  store float 1.0, ptr addrspace(3) %p, align 4"""
+    kernel = EmulatedKernel(in_part(alone, "icmp slt i64 %i, %s0", shared("tile", 32)))
+    x = np.zeros(1, np.float32)
+    kernel.launch(1, [buffer(x)], [32])
+    kernel.launch(1, [buffer(x)], [32])
+    with pytest.raises(EmulatorError, match="race in shared @tile"):
+        kernel.launch(1, [buffer(x)], [64])

@@ -79,6 +79,7 @@ define internal i64 @emu.reads(i64 %reads, i64 %me) alwaysinline {
 
 ; where an access of the row may be made: where it wants, or nowhere
 define internal ptr @emu.place(ptr %emu, ptr %p, ptr %row, i64 %site) alwaysinline {
+entry:
   %limitat = getelementptr i64, ptr %row, i64 1
   %lowat = getelementptr i64, ptr %row, i64 2
   %start = load i64, ptr %row, align 8
@@ -92,12 +93,17 @@ define internal ptr @emu.place(ptr %emu, ptr %p, ptr %row, i64 %site) alwaysinli
   %ok = and i1 %inside, %even
   br i1 %ok, label %done, label %bad
 bad:
-  call void @emu.record(ptr %emu, i64 FAULT_access, i64 %site, i64 %address)
+  %nowhere = call ptr @emu.nowhere(ptr %emu, i64 %address, i64 %site)
   br label %done
 done:
-  %nowhere = WORD ptr nowhere
-  %where = select i1 %ok, ptr %p, ptr %nowhere
+  %where = phi ptr [ %p, %entry ], [ %nowhere, %bad ]
   ret ptr %where
+}
+
+define internal ptr @emu.nowhere(ptr %emu, i64 %address, i64 %site) noinline {
+  call void @emu.record(ptr %emu, i64 FAULT_access, i64 %site, i64 %address)
+  %nowhere = WORD ptr nowhere
+  ret ptr %nowhere
 }
 
 ; the shadow of an address, and how many follow it; none of what is nowhere
@@ -137,9 +143,14 @@ define ptr @emu.read(ptr %emu, ptr %p, i64 %which, i64 %site) {
   %any = icmp ne i64 %count, 0
   br i1 %any, label %record, label %done
 record:
-  call void @emu.touch(ptr %emu, ptr %where, ptr %row, i64 %site, i1 false)
-  br label %done
+  %same = tail call ptr @emu.touch.read(ptr %emu, ptr %where, ptr %row, i64 %site)
+  ret ptr %same
 done:
+  ret ptr %where
+}
+
+define internal ptr @emu.touch.read(ptr %emu, ptr %where, ptr %row, i64 %site) noinline {
+  call void @emu.touch(ptr %emu, ptr %where, ptr %row, i64 %site, i1 false)
   ret ptr %where
 }
 
@@ -153,9 +164,14 @@ define ptr @emu.write(ptr %emu, ptr %p, i64 %which, i64 %site) {
   %any = icmp ne i64 %count, 0
   br i1 %any, label %record, label %done
 record:
-  call void @emu.touch(ptr %emu, ptr %where, ptr %row, i64 %site, i1 true)
-  br label %done
+  %same = tail call ptr @emu.touch.write(ptr %emu, ptr %where, ptr %row, i64 %site)
+  ret ptr %same
 done:
+  ret ptr %where
+}
+
+define internal ptr @emu.touch.write(ptr %emu, ptr %where, ptr %row, i64 %site) noinline {
+  call void @emu.touch(ptr %emu, ptr %where, ptr %row, i64 %site, i1 true)
   ret ptr %where
 }
 
@@ -225,6 +241,13 @@ write:
   store i64 %me, ptr %wat, align 8
   br i1 %rbad, label %fault, label %fine
 read:
+  ; most often: several warps have read it in this epoch, and one more changes nothing
+  %rsince = icmp uge i64 %r, %epoch
+  %rwarps = and i64 %r, 2
+  %rseveral = icmp ne i64 %rwarps, 0
+  %rsame = and i1 %rsince, %rseveral
+  br i1 %rsame, label %fine, label %update
+update:
   %reads = call i64 @emu.reads(i64 %r, i64 %me)
   store i64 %reads, ptr %rat, align 8
   br label %fine
