@@ -7,7 +7,7 @@ Imports: groups, operands, pack_operands, the lowerings of each kind of group.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,20 +123,18 @@ def _signature(fusion: Fusion, group: Group) -> tuple[Hashable, list[Tensor]]:
             group.level[id(t)],
             id(t) in fusion.stored,
             names.of(t),
-            _attrs_key(node.attrs),
+            node.attrs_key,
         ]
-        for i in node.inputs if node.kind != "view" else ():
-            row.append(uniforms.of(i, views))
-            view = views.of(i)
-            row.extend((names.of(view.base), view.strides, view.offset))
-            row.append(_leaf_key(fusion, view.base))
-            if node.kind != "elementwise":
-                row.append(i.type)
         if node.kind == "view":
-            view = views.source(t)
-            row.append(uniforms.of(t, views))
-            row.extend((names.of(view.base), view.strides, view.offset))
-            row.append(_leaf_key(fusion, view.base))
+            reads = [(t, views.source(t))]
+        else:
+            reads = [(i, views.of(i)) for i in node.inputs]
+        for i, view in reads:
+            base = view.base
+            row += (uniforms.of(i, views), names.of(base), view.strides, view.offset)
+            row.append(_leaf_key(fusion, base))
+            if node.kind not in ("elementwise", "view"):
+                row.append(i.type)
         rows.append(tuple(row))
     return tuple(rows), names.values
 
@@ -144,9 +142,5 @@ def _signature(fusion: Fusion, group: Group) -> tuple[Hashable, list[Tensor]]:
 def _leaf_key(fusion: Fusion, base: Tensor) -> Hashable:
     """dtype of an operand's array, and what computes it if it has no memory."""
     if base.node.op.name in ("iota", "sizes") and id(base) not in fusion.group_of:
-        return (base.dtype.name, base.node.op.name, _attrs_key(base.node.attrs))
+        return (base.dtype.name, base.node.op.name, base.node.attrs_key)
     return base.dtype.name
-
-
-def _attrs_key(attrs: Mapping[str, Any]) -> Hashable:
-    return tuple((k, attrs[k]) for k in sorted(attrs)) if attrs else ()

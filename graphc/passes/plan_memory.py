@@ -394,6 +394,7 @@ def _kernels(
     if shared is None or not distinct.keys() <= shared.keys():  # copies are steps of this pass
         shared = shared_kernels(s for s, _ in rows)
     kernels: dict[Kernel, int] = {}
+    formulas: dict[int, DimLike] = {}  # by id of a shared kernel, its blocks
     made: Launches = {}
     for key, kernel in distinct.items():
         found = shared[key]
@@ -401,7 +402,9 @@ def _kernels(
         # A cut goes with its kernel.  Without one the back end cuts what it compiles, and what it
         # knows of numbers there decides how.
         cut = isinstance(kernel, Contraction) and kernel.cut is not None
-        blocks = blocks_of(kernel) if cut else found.here(blocks_of(found.kernel))
+        if not cut and id(found.kernel) not in formulas:
+            formulas[id(found.kernel)] = blocks_of(found.kernel)
+        blocks = blocks_of(kernel) if cut else found.here(formulas[id(found.kernel)])
         made[key] = number, found.sizes, blocks
     return tuple(kernels), made
 

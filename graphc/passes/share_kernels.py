@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Union
 
 from graphc import dims
@@ -53,15 +53,21 @@ FAR = 1 << 31
 
 @dataclass(frozen=True)
 class Shared:
-    """A kernel, and the values of its symbolic sizes in one of the kernels it stands for."""
+    """A kernel, and the values of its symbolic sizes in one of the kernels it stands for.
+
+    names  those sizes
+    """
 
     kernel: Kernel
     sizes: tuple[DimLike, ...]
+    names: tuple[Dim, ...] = field(default=(), compare=False)
 
     def here(self, formula: DimLike) -> DimLike:
         """What a formula in the kernel's symbolic sizes is for the kernel it stands for."""
+        if isinstance(formula, int):
+            return formula
         known: dict[dims.Atom, DimLike] = {}
-        for name, value in zip(sizes_of(self.kernel), self.sizes, strict=True):
+        for name, value in zip(self.names, self.sizes, strict=True):
             (atom,) = dims.atoms(name)
             known[atom] = dims.exact_div(value, dims.factor(name))
         return dims.substitute(formula, known)
@@ -80,7 +86,7 @@ def share_kernels(kernels: Sequence[Kernel]) -> list[Shared]:
     for kernel, members in families.items():
         family = _Family(kernel, [g.places for g in members])
         for i, g in enumerate(members):
-            found[id(g)] = Shared(family.kernel, family.sizes(i))
+            found[id(g)] = Shared(family.kernel, family.sizes(i), family.names)
     return [found[id(g)] for g in general]
 
 
@@ -242,10 +248,10 @@ class _Family:
             return None
 
         self.kernel = rebuild(kernel, changed)
-        self._sizes = sizes_of(self.kernel)
+        self.names = sizes_of(self.kernel)
 
     def sizes(self, member: int) -> tuple[DimLike, ...]:
-        return tuple(self.columns[d][member] for d in self._sizes)
+        return tuple(self.columns[d][member] for d in self.names)
 
     def _largest(self, number: DimLike) -> int:
         """Of what a number of a cut is in the members."""

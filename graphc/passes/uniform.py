@@ -26,9 +26,11 @@ class Uniforms:
 
     def of(self, t: Tensor, views: Views) -> Expr | None:
         """The expression of t's one value, or None when t is not uniform."""
-        if id(t) not in self._found:
-            self._found[id(t)] = self._find(t, views)
-        return self._found[id(t)]
+        key = id(t)
+        if key in self._found:
+            return self._found[key]
+        found = self._found[key] = self._find(t, views)
+        return found
 
     def _find(self, t: Tensor, views: Views) -> Expr | None:
         node = t.node
