@@ -17,7 +17,7 @@ from graphc.backends.llvm.driver_stop import EXPIRED_RUN
 from graphc.backends.llvm.jit import JIT, default_jit, kernel_names
 from graphc.backends.llvm.keeping import Keeping
 from graphc.backends.llvm.memory import Array
-from graphc.backends.llvm.tables import Layout, PlanTables, default_workers
+from graphc.backends.llvm.tables import Context, Layout, PlanTables, default_workers
 from graphc.backends.llvm.team import team
 from graphc.backends.llvm.traced import run_traced
 from graphc.dims import Sizes
@@ -129,6 +129,16 @@ class LLVMExecutable:
         """The tables for sizes of a run that has been."""
         bound = self._bound.get(tuple(map(sizes.get, self._atoms)))
         return (bound or self._bind(sizes)).layout
+
+    def lend(self, sizes: Sizes) -> Context:
+        """A context for whoever makes many runs with these sizes by itself; never given back."""
+        bound = self._bound.get(tuple(map(sizes.get, self._atoms))) or self._bind(sizes)
+        try:
+            context = bound.idle.pop()
+        except IndexError:
+            context = bound.new_context()
+        context.without_limit()
+        return context
 
     def arena_bytes(self, sizes: Sizes) -> int:
         """Bytes of scratch memory a run with these sizes uses."""

@@ -278,6 +278,7 @@ class Context:
 
     def __init__(self, layout: Layout, memory: Array | None = None) -> None:
         """`memory` is for the arena: at least as much as it needs, which nobody else uses."""
+        self.layout = layout
         self.memory = arena_bytes(layout.arena_bytes) if memory is None else memory
         self._arena = self.memory[: layout.arena_bytes]
         table = aligned_bytes(layout.words.nbytes)
@@ -307,6 +308,11 @@ class Context:
             left = None if deadline is None else max(deadline - time.monotonic(), 1e-6)
             self._allowed.value = 0 if left is None else int(1e9 * min(left, _LONGEST))
             self._limited = deadline is not None
+
+    def without_limit(self) -> None:
+        """Let the next run take as long as it likes."""
+        self._allowed.value = 0
+        self._limited = False
 
     @property
     def committed(self) -> bool:
