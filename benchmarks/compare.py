@@ -2,6 +2,7 @@
 
     python benchmarks/compare.py                              what is installed beside graphc
     python benchmarks/compare.py gemm512 lenet --rounds 5
+    python benchmarks/compare.py resnet50_train32 --device gpu --compile
     python benchmarks/compare.py --python torch=venv/bin/python --python onnx=other/bin/python
 
 PyTorch, JAX, ONNX Runtime and OpenVINO are found in this Python, or in the one that `--python`
@@ -78,18 +79,23 @@ def contestants(arguments: argparse.Namespace) -> list[Contestant]:
     """graphc, then every peer that is installed."""
     pythons = dict(entry.split("=", 1) for entry in arguments.python)
     off = {"GRAPHC_CACHE": "off"}
-    found = [Contestant("graphc", [sys.executable, str(HERE / "run.py")], off)]
+    rounded = ["--precision", arguments.precision]
+    on = ["--device", arguments.device, *rounded]
+    found = [Contestant("graphc", [sys.executable, str(HERE / "run.py"), *on], off)]
+    gpu = arguments.device.startswith("gpu")
+    on = ["--device", "cuda" if gpu else "cpu", *rounded]
     torch = pythons.get("torch", sys.executable)
     if _has(torch, "torch"):
-        for mode in (*TORCH_MODES, *(("compile",) if arguments.compile else ())):
+        modes = TORCH_MODES[:-1] if gpu else TORCH_MODES
+        for mode in (*modes, *(("compile",) if arguments.compile else ())):
             script = str(HERE / "peer_torch.py")
-            found.append(Contestant(f"torch {mode}", [torch, script, "--mode", mode]))
+            found.append(Contestant(f"torch {mode}", [torch, script, "--mode", mode, *on]))
     jax = pythons.get("jax", sys.executable)
     if _has(jax, "jax"):
-        found.append(Contestant("jax", [jax, str(HERE / "peer_jax.py")]))
+        found.append(Contestant("jax", [jax, str(HERE / "peer_jax.py"), *on]))
     onnx = pythons.get("onnx", sys.executable)
     for mode in ("onnxruntime", "openvino"):
-        if arguments.models and _has(onnx, mode):
+        if arguments.models and not gpu and _has(onnx, mode):
             options = ["--models", str(arguments.models), "--mode", mode]
             found.append(Contestant(mode, [onnx, str(HERE / "peer_onnx.py"), *options]))
     for entry in arguments.peer:
@@ -157,6 +163,8 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=300.0, help="seconds a process may take")
     parser.add_argument("--python", action="append", default=[], metavar="torch|jax|onnx=PYTHON")
     parser.add_argument("--models", type=Path, help="the folder of peer_onnx_export.py")
+    parser.add_argument("--device", default="cpu", help="cpu or gpu; peers then use CUDA")
+    parser.add_argument("--precision", choices=("f32", "tf32", "bf16"), default="f32")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--json", type=Path, help="where to write every number")

@@ -1,7 +1,8 @@
 """A workload in JAX, each step one jitted function: `python benchmarks/peer_jax.py WORKLOAD`.
 
-The fully connected networks and the numerical workloads; training state is donated, batches are
-NumPy arrays, losses come back as Python numbers.  Prints one line of JSON, as run.py does.
+The fully connected networks, ResNet-50, AlexNet and the numerical workloads; training state is
+donated, batches are NumPy arrays, losses come back as Python numbers.  Prints a line of JSON for
+each, as run.py does.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from timing import measure, peak_rss_mb, pin_if_single
 
 Call = Callable[[], object]
 
+_PRECISIONS = {"f32": "highest", "tf32": "tensorfloat32", "bf16": "bfloat16"}
+"""What JAX calls them; products of bf16 then have operands in f32, rounded on their way."""
+
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("workload")
+    parser.add_argument("workload", nargs="+")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--precision", choices=_PRECISIONS, default="f32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--secs", type=float, default=4.0)
     return parser.parse_args()
@@ -29,12 +35,14 @@ def _arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     ARGUMENTS = _arguments()
     pin_if_single(ARGUMENTS.threads)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("JAX_PLATFORMS", ARGUMENTS.device)
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", _PRECISIONS[ARGUMENTS.precision])
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from jax import lax  # noqa: E402
+from peer_jax_networks import NETWORKS  # noqa: E402
 
 RNG = np.random.RandomState(0)
 
@@ -128,6 +136,58 @@ def _mlp() -> Call:
     return _steps(state, step, _array(128, 784), RNG.randint(0, 10, 128))
 
 
+def _inferred(name: str, n: int) -> Call:
+    make, side = NETWORKS[name]
+    parameters, statistics, apply = make()
+    state = jax.tree.map(jnp.asarray, (parameters, statistics))
+    return _resident(lambda x: apply(*state, x, False)[0], _array(n, side, side, 3))
+
+
+def _trained(name: str, n: int) -> Call:
+    make, side = NETWORKS[name]
+    parameters, statistics, apply = make()
+
+    def loss(parameters: list, statistics: list, x: jax.Array, labels: jax.Array) -> tuple:
+        logits, found = apply(parameters, statistics, x, True)
+        return _cross_entropy(logits, labels), found
+
+    def step(state: tuple, x: jax.Array, labels: jax.Array) -> tuple:
+        parameters, speeds, statistics = state
+        gradients = jax.value_and_grad(loss, has_aux=True)
+        (value, statistics), grads = gradients(parameters, statistics, x, labels)
+        speeds = jax.tree.map(lambda v, g: 0.9 * v + g, speeds, grads)
+        parameters = jax.tree.map(lambda p, v: p - 1e-4 * v, parameters, speeds)
+        return (parameters, speeds, statistics), value
+
+    state = (parameters, jax.tree.map(np.zeros_like, parameters), statistics)
+    return _steps(state, step, _array(n, side, side, 3), RNG.randint(0, 1000, n))
+
+
+def _product(n: int) -> Call:
+    return _resident(jnp.matmul, _array(n, n), _array(n, n))
+
+
+def _twenty(x: jax.Array, w: jax.Array) -> jax.Array:
+    for _ in range(20):
+        x = x @ w * 0.25
+    return x
+
+
+def _kernels20() -> Call:
+    f, x, w = jax.jit(_twenty), np.eye(8, dtype=np.float32), jnp.asarray(_array(8, 8))
+    return lambda: np.asarray(f(x, w))
+
+
+_SIZED: dict[str, Callable[[int], Call]] = {
+    "gemm": _product,
+    "product": _product,
+    "chain": _chain,
+    "column_sums": lambda n: _resident(lambda x: x.sum(0), _array(n, 4096)),
+    "row_sums": lambda n: _resident(lambda x: x.sum(1), _array(n, 4096)),
+    **{f"{name}_inf": partial(_inferred, name) for name in NETWORKS},
+    **{f"{name}_train": partial(_trained, name) for name in NETWORKS},
+}
+
 _WORKLOADS: dict[str, Callable[[], Call]] = {
     "call": lambda: _resident(lambda x: x + 1, _array(8)),
     "call100": _call100,
@@ -137,22 +197,28 @@ _WORKLOADS: dict[str, Callable[[], Call]] = {
     "layernorm": _layernorm,
     "cs231n": _cs231n,
     "mlp": _mlp,
-    **{
-        f"gemm{n}": partial(lambda n: _resident(jnp.matmul, _array(n, n), _array(n, n)), n)
-        for n in (128, 256, 512, 1024, 2048)
-    },
+    "kernels20": _kernels20,
 }
+
+
+def _found(name: str) -> Call:
+    """What to time."""
+    if name in _WORKLOADS:
+        return _WORKLOADS[name]()
+    kind = name.rstrip("0123456789")
+    if kind not in _SIZED or kind == name:
+        raise SystemExit(f"no workload {name!r} in JAX")
+    return _SIZED[kind](int(name[len(kind) :]))
 
 
 def main() -> None:
     a = ARGUMENTS
-    if a.workload not in _WORKLOADS:
-        raise SystemExit(f"no workload {a.workload!r} in JAX")
-    found = measure(_WORKLOADS[a.workload](), a.secs)
-    result = {"peer": "jax", "workload": a.workload, "threads": a.threads, "mode": "jit"}
-    rounded = {k: round(v, 6) for k, v in found.items()}
-    rest = {"version": jax.__version__, "peak_rss_mb": round(peak_rss_mb(), 1)}
-    print(json.dumps({**result, **rounded, **rest}), flush=True)
+    for workload in a.workload:
+        found = measure(_found(workload), a.secs)
+        result = {"peer": "jax", "workload": workload, "threads": a.threads, "mode": "jit"}
+        rounded = {k: round(v, 6) for k, v in found.items()}
+        rest = {"version": jax.__version__, "peak_rss_mb": round(peak_rss_mb(), 1)}
+        print(json.dumps({**result, **rounded, "precision": a.precision, **rest}), flush=True)
 
 
 if __name__ == "__main__":

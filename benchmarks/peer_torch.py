@@ -12,6 +12,8 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 
 from timing import measure, peak_rss_mb, pin_if_single
 
@@ -26,7 +28,9 @@ _KEEP = {
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("workload")
+    parser.add_argument("workload", nargs="+")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--precision", choices=("f32", "tf32", "bf16"), default="f32")
     parser.add_argument("--mode", choices=MODES, default="eager")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--secs", type=float, default=4.0)
@@ -52,9 +56,22 @@ Call = Callable[[], object]
 class Peer:
     """What differs between the modes."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, device: str = "cpu", precision: str = "f32") -> None:
         self.mode = mode
+        self.device = device
         self.rng = np.random.RandomState(0)
+        self.rounded = precision == "bf16"
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+    def precision(self) -> AbstractContextManager:
+        """Inside, products are rounded to what was asked for."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.rounded)
+
+    def finish(self) -> None:
+        """Wait for the device."""
+        if self.device != "cpu":
+            torch.cuda.synchronize()
 
     def compiled(self, f: Callable) -> Callable:
         return torch.compile(f) if self.mode == "compile" else f
@@ -66,11 +83,13 @@ class Peer:
         return self.placed(torch.from_numpy(self.array(*shape)))
 
     def placed(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.device)
         if self.mode == "channels_last" and x.dim() == 4:
             return x.contiguous(memory_format=torch.channels_last)
         return x
 
     def module(self, module: nn.Module) -> nn.Module:
+        module = module.to(self.device)
         if self.mode == "channels_last":
             return module.to(memory_format=torch.channels_last)
         return module
@@ -80,8 +99,10 @@ class Peer:
         compiled = self.compiled(f)
 
         def run() -> object:
-            with torch.inference_mode():
-                return compiled(*inputs)
+            with torch.inference_mode(), self.precision():
+                found = compiled(*inputs)
+            self.finish()
+            return found
 
         return run
 
@@ -95,7 +116,8 @@ class Peer:
         def run() -> float:
             tensors = [self.placed(torch.from_numpy(a)) for a in feeds]
             optimizer.zero_grad(set_to_none=True)
-            value = forward(*tensors)
+            with self.precision():
+                value = forward(*tensors)
             value.backward()
             update()
             return float(value)
@@ -111,14 +133,35 @@ def _chain(p: Peer, n: int) -> Call:
 def _call100(p: Peer) -> Call:
     x = p.array(8)
     f = p.compiled(lambda x: x + 1)
-    return lambda: f(torch.from_numpy(x)).numpy()
+    return lambda: f(torch.from_numpy(x).to(p.device)).cpu().numpy()
+
+
+def _kernels20(p: Peer) -> Call:
+    x, w = np.eye(8, dtype=np.float32), p.tensor(8, 8)
+
+    def twenty(y: torch.Tensor) -> torch.Tensor:
+        for _ in range(20):
+            y = y @ w * 0.25
+        return y
+
+    f = p.compiled(twenty)
+    return lambda: f(torch.from_numpy(x).to(p.device)).cpu().numpy()
+
+
+def _sums(p: Peer, n: int, axis: int) -> Call:
+    return p.call(lambda x: x.sum(axis), p.tensor(n, 4096))
 
 
 def _xent(p: Peer) -> Call:
     x = p.tensor(4096, 1000).requires_grad_()
-    labels = torch.from_numpy(p.rng.randint(0, 1000, 4096))
+    labels = p.placed(torch.from_numpy(p.rng.randint(0, 1000, 4096)))
     f = p.compiled(functional.cross_entropy)
-    return lambda: torch.autograd.grad(f(x, labels), x)
+
+    def run() -> None:
+        torch.autograd.grad(f(x, labels), x)
+        p.finish()
+
+    return run
 
 
 def _layernorm(p: Peer) -> Call:
@@ -130,25 +173,28 @@ def _cs231n(p: Peer) -> Call:
     module = nn.Sequential(
         nn.Linear(1000, 100, bias=False), nn.ReLU(), nn.Linear(100, 1000, bias=False)
     )
+    module = p.module(module)
     feeds = (p.array(64, 1000), p.array(64, 1000))
     optimizer = torch.optim.SGD(module.parameters(), 1e-5)
     return p.training(module, feeds, optimizer, lambda y, t: ((y - t) ** 2).sum(1).mean())
 
 
 def _lstm(p: Peer) -> Call:
-    module = nn.LSTM(256, 256)
+    module = p.module(nn.LSTM(256, 256))
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
     return p.training(module, (p.array(50, 32, 256),), optimizer, lambda y: (y[0] ** 2).mean())
 
 
 def _transformer(p: Peer) -> Call:
-    module = AttentionBlock()
+    module = p.module(AttentionBlock())
     x = p.array(8, 128, 256)
     f = p.compiled(lambda x: (module(x) ** 2).mean())
 
     def run() -> object:
-        inputs = torch.from_numpy(x).requires_grad_()
-        return torch.autograd.grad(f(inputs), [inputs, *module.parameters()])
+        inputs = torch.from_numpy(x).to(p.device).requires_grad_()
+        found = torch.autograd.grad(f(inputs), [inputs, *module.parameters()])
+        p.finish()
+        return found
 
     return run
 
@@ -156,6 +202,7 @@ def _transformer(p: Peer) -> Call:
 _FIXED: dict[str, Callable[[Peer], Call]] = {
     "call": lambda p: p.call(lambda x: x + 1, p.tensor(8)),
     "call100": _call100,
+    "kernels20": _kernels20,
     "chain_big": lambda p: _chain(p, 10_000_000),
     "chain_small": lambda p: _chain(p, 65_536),
     "xent": _xent,
@@ -166,13 +213,22 @@ _FIXED: dict[str, Callable[[Peer], Call]] = {
 }
 
 
+_SIZED: dict[str, Callable[[Peer, int], Call]] = {
+    "gemm": lambda p, n: p.call(torch.mm, p.tensor(n, n), p.tensor(n, n)),
+    "product": lambda p, n: p.call(torch.mm, p.tensor(n, n), p.tensor(n, n)),
+    "chain": _chain,
+    "column_sums": partial(_sums, axis=0),
+    "row_sums": partial(_sums, axis=1),
+}
+
+
 def build(p: Peer, workload: str) -> Call:
     """What to time."""
     if workload in _FIXED:
         return _FIXED[workload](p)
-    if workload.startswith("gemm"):
-        n = int(workload[4:])
-        return p.call(torch.mm, p.tensor(n, n), p.tensor(n, n))
+    if sized := re.fullmatch(r"(gemm|product|chain|column_sums|row_sums)(\d+)", workload):
+        n = int(sized[2])
+        return _SIZED[sized[1]](p, n)
     found = re.fullmatch(r"(\w+?)(?:_(inf|train)(\d+))?", workload)
     name, kind, batch = found.groups() if found else (workload, None, None)
     if name not in NETWORKS:
@@ -195,11 +251,12 @@ def main() -> None:
     a = ARGUMENTS
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
-    found = measure(build(Peer(a.mode), a.workload), a.secs)
-    result = {"peer": "torch", "workload": a.workload, "threads": a.threads, "mode": a.mode}
-    rounded = {k: round(v, 6) for k, v in found.items()}
-    rest = {"version": torch.__version__, "peak_rss_mb": round(peak_rss_mb(), 1)}
-    print(json.dumps({**result, **rounded, **rest}), flush=True)
+    for workload in a.workload:
+        found = measure(build(Peer(a.mode, a.device, a.precision), workload), a.secs)
+        result = {"peer": "torch", "workload": workload, "threads": a.threads, "mode": a.mode}
+        rounded = {k: round(v, 6) for k, v in found.items()}
+        rest = {"version": torch.__version__, "peak_rss_mb": round(peak_rss_mb(), 1)}
+        print(json.dumps({**result, **rounded, "precision": a.precision, **rest}), flush=True)
 
 
 if __name__ == "__main__":

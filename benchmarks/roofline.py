@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from workloads import WORKLOADS
+from workloads import find_workload
 
 import graphc as gx
 from graphc.trace import Table
@@ -20,7 +20,7 @@ from graphc.trace import Table
 def traced(name: str, runs: int) -> gx.Trace:
     """A trace of one call, each step as fast as in the fastest of its runs."""
     with gx.Graph(seed=0).as_default() as graph, gx.Session(graph, threads=1) as session:
-        workload = WORKLOADS[name](session)
+        workload = find_workload(name)(session)
         workload.call()
         workload.call()
         found = []
@@ -36,7 +36,7 @@ def traced(name: str, runs: int) -> gx.Trace:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("workload", choices=WORKLOADS)
+    parser.add_argument("workload")
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--by", choices=("step", "kernel", "operator", "line"), default="step")

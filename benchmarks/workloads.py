@@ -8,7 +8,7 @@ fetches one; the training steps feed a NumPy batch and fetch the loss, and inclu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,6 @@ from networks import Network
 
 import graphc as gx
 from graphc import nn, train
-
-GEMM_SIZES = (128, 256, 512, 1024, 2048)
 
 
 @dataclass
@@ -112,6 +110,34 @@ def gemm(session: gx.Session, n: int) -> Workload:
     result = gx.Variable(gx.zeros((n, n)))
     feeds = {t: rng.randn(n, n).astype(np.float32) for t in (x, y)}
     return _run(session, result.assign(x @ y).op, feeds, 2.0 * n**3)
+
+
+def product(session: gx.Session, n: int) -> Workload:
+    """A product of two n x n matrices that are there already, as its result stays there."""
+    rng = _rng()
+    x, y = (_variable(n, n, rng=rng) for _ in range(2))
+    workload = _resident(session, x @ y)
+    workload.flop = 2.0 * n**3
+    return workload
+
+
+def column_sums(session: gx.Session, n: int) -> Workload:
+    """The sums of the columns of n x 4096 numbers."""
+    return _resident(session, gx.sum(_variable(n, 4096, rng=_rng()), axis=0))
+
+
+def row_sums(session: gx.Session, n: int) -> Workload:
+    """The sums of the rows of n x 4096 numbers."""
+    return _resident(session, gx.sum(_variable(n, 4096, rng=_rng()), axis=1))
+
+
+def kernels20(session: gx.Session) -> Workload:
+    """Twenty products of 8 x 8 matrices, one after the other: what 20 kernels cost."""
+    x, w = gx.placeholder("f32", (8, 8)), _variable(8, 8, rng=_rng())
+    y = x
+    for _ in range(20):
+        y = y @ w * 0.25
+    return _run(session, y, {x: np.eye(8, dtype=np.float32)})
 
 
 # ---- training steps ----------------------------------------------------------------------------
@@ -211,49 +237,79 @@ _NETWORKS: dict[str, Callable[[bool], Network]] = {
     "resnet110": lambda training: networks.resnet_cifar(110),
 }
 
-_INFERRED = (
-    *(("alexnet", 1), ("alexnet", 16), ("alexnetcaffe", 1), ("alexnetcaffe", 16)),
-    *(("vgg16", 1), ("googlenet", 1), ("resnet50", 1), ("resnet50", 16)),
-)
 
-_TRAINED = (
-    *(("alexnet", 16), ("alexnetcaffe", 16)),
-    *(("resnet50", 8), ("resnet20", 128), ("resnet110", 32)),
-)
-
-
-def _inferred(session: gx.Session, name: str, batch: int) -> Workload:
-    """The logits of a batch, in a new array each time."""
+def _inferred(name: str, session: gx.Session, n: int) -> Workload:
+    """The logits of a batch, in a new array each time; on a GPU both stay on it."""
     network = _NETWORKS[name](False)
-    return _run(session, network.output, {network.x: network.feeds(batch)[network.x]})
+    x = network.x
+    feeds = {x: network.feeds(n)[x]}
+    workload = _run(session, network.output, feeds)
+    if session.device in ("cpu", "reference"):
+        return workload
+    there = gx.RunOptions(on_device=True)
+    placed = {x: session.run(x + 0, feeds, options=there)}
+    return replace(workload, call=lambda: session.run(network.output, placed, options=there))
 
 
-def _trained(session: gx.Session, name: str, batch: int) -> Workload:
+def _trained(name: str, session: gx.Session, n: int) -> Workload:
     """A whole step: loss, gradients, momentum 0.9 and moving statistics."""
     network = _NETWORKS[name](True)
     step = network.step(train.Momentum(1e-4, 0.9))
-    return _run(session, [network.loss, step], network.feeds(batch))
+    return _run(session, [network.loss, step], network.feeds(n))
+
+
+_SIZED: dict[str, Callable[[gx.Session, int], Workload]] = {
+    "gemm": gemm,
+    "product": product,
+    "chain": _chain,
+    "column_sums": column_sums,
+    "row_sums": row_sums,
+    **{f"{name}_inf": partial(_inferred, name) for name in _NETWORKS},
+    **{f"{name}_train": partial(_trained, name) for name in _NETWORKS},
+}
+"""Those whose names go on with a number."""
+
+_USUAL = (
+    *(f"gemm{n}" for n in (128, 256, 512, 1024, 2048)),
+    *("alexnet_inf1", "alexnet_inf16", "alexnet_train16"),
+    *("alexnetcaffe_inf1", "alexnetcaffe_inf16", "alexnetcaffe_train16"),
+    *("vgg16_inf1", "googlenet_inf1", "resnet50_inf1", "resnet50_inf16", "resnet50_train8"),
+    *("resnet20_train128", "resnet110_train32"),
+)
+
+
+def _sized(name: str) -> Callable[[gx.Session], Workload] | None:
+    """The workload of a name that ends with a number."""
+    kind = name.rstrip("0123456789")
+    if kind not in _SIZED or kind == name:
+        return None
+    return partial(_SIZED[kind], n=int(name[len(kind) :]))
 
 
 WORKLOADS: dict[str, Callable[[gx.Session], Workload]] = {
     "call": call,
     "call100": call100,
+    "kernels20": kernels20,
     "chain_big": chain_big,
     "chain_small": chain_small,
     "xent": xent,
     "layernorm": layernorm,
-    **{f"gemm{n}": (lambda session, n=n: gemm(session, n)) for n in GEMM_SIZES},
     "cs231n": cs231n,
     "mlp": mlp,
     "lenet": lenet,
-    **{
-        f"{name}_inf{batch}": partial(_inferred, name=name, batch=batch)
-        for name, batch in _INFERRED
-    },
-    **{
-        f"{name}_train{batch}": partial(_trained, name=name, batch=batch)
-        for name, batch in _TRAINED
-    },
     "lstm_train": lstm,
     "transformer_fb": transformer,
+    **{name: found for name in _USUAL if (found := _sized(name)) is not None},
 }
+
+
+def find_workload(name: str) -> Callable[[gx.Session], Workload]:
+    """The workload of a name, such as `lenet`, or `resnet50_train8` with any number.
+
+    Raises ValueError if there is none.
+    """
+    found = WORKLOADS.get(name) or _sized(name)
+    if found is None:
+        sized = ", ".join(f"{kind}N" for kind in _SIZED)
+        raise ValueError(f"no workload {name!r}: there are {', '.join(WORKLOADS)}, {sized}")
+    return found
