@@ -92,6 +92,10 @@ def plan_gpu(
     )
 
 
+ROUNDED_PRODUCTS = (8, 0)
+"""The first GPUs, by compute capability, that multiply matrices of tf32 or bf16."""
+
+
 def compile_gpu(
     program: Program,
     device: str,
@@ -99,13 +103,18 @@ def compile_gpu(
     budget: Budget | None = None,
     fast_math: bool = False,
 ) -> tuple[Executable, Program]:
-    """Code for a GPU, by its name, and the program as it was lowered; raises DeviceError."""
+    """Code for a GPU, by its name, and the program as it was lowered; raises DeviceError.
+
+    precision  what contractions may round their operands to, where the GPU can
+    """
     from graphc.backends.gpu.devices import open_device
     from graphc.backends.gpu.executable import GpuExecutable
     from graphc.backends.gpu.kernels import emit_gpu_kernel
     from graphc.backends.llvm.jit import kernel_names
 
     memory = open_device(device)
+    if memory.device.capability < ROUNDED_PRODUCTS:
+        precision = "f32"
     plan, lowered = plan_gpu(program, budget=budget, fast_math=fast_math)
     named = zip(plan.kernels, kernel_names(plan.kernels), strict=True)
     kernels = [emit_gpu_kernel(kernel, name, precision) for kernel, name in named]

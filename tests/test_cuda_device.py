@@ -24,6 +24,7 @@ SCENARIOS = (
     "out_of_memory",
     "fault",
     "interfaces",
+    "forked",
     "too_old",
     "no_device",
     "old_driver",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -192,6 +193,11 @@ def fault() -> None:
             except gx.errors.UninitializedError as error:
                 assert "was lost" in str(error), error
         np.testing.assert_array_equal(kept.get_value(m.w), home)
+        try:
+            gx.Session(device="gpu")
+            raise SystemExit("no error")
+        except gx.errors.DeviceError as error:
+            assert "cannot be used any more" in str(error), error
         assert DRIVER.fake_depth() == 0
     with gx.Session() as cpu:
         cpu.run(m.init)
@@ -257,6 +263,31 @@ class Cupy:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {**self.array.__cuda_array_interface__, "strides": self.strides, "stream": 1}
+
+
+def forked() -> None:
+    """A child cannot use what its parent opened, says so, and does the rest on the CPU."""
+    m = Model()
+    with gx.Session(device="gpu") as session:
+        session.run(m.init)
+        session.run(m.step, m.fed(3))
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                session.get_value(m.w)
+            except gx.errors.DeviceError as error:
+                code = 0 if "forked" in str(error) else 2
+            with gx.device("gpu"):
+                y = m.x + 1
+            with gx.Session() as other:
+                other.run(y, m.fed(2))
+                code += 4 * ("forked" not in str(other.placements()[0]))
+            sys.stdout.flush()
+            os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        session.run(m.step, m.fed(3))
+        assert np.isfinite(session.get_value(m.w)).all()
 
 
 def too_old() -> None:

@@ -91,7 +91,7 @@ class CudaDevice:
 
         self._cuda: Any = cuda
         self.name = f"gpu:{number}"
-        self.failed = ""
+        self._failed = ""
         self.dlpack = (CUDA, number)
         self._process = os.getpid()
         self._thread = _Thread()
@@ -126,8 +126,21 @@ class CudaDevice:
         self._graphs = GraphDriver()
         atexit.register(self._close)
 
+    @property
+    def failed(self) -> str:
+        """Why nothing works on it any more, or ''."""
+        if os.getpid() != self._process:
+            return (
+                f"{self.name} was used before this process was forked, which no GPU survives: "
+                "start processes with the 'spawn' method"
+            )
+        return self._failed
+
     def active(self) -> AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self._thread.inside else _Active(self)
+        if self._thread.inside:
+            return contextlib.nullcontext()
+        self._require_sound()
+        return _Active(self)
 
     def _close(self) -> None:
         """At exit: wait for the device and drop everything while there is a context for it."""
@@ -261,8 +274,9 @@ class CudaDevice:
     # ---- failures
 
     def _require_sound(self) -> None:
-        if self.failed:
-            raise DeviceError(self.failed)
+        failed = self.failed
+        if failed:
+            raise DeviceError(failed)
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -276,8 +290,10 @@ class CudaDevice:
         try:
             self._cuda.Context.synchronize()
         except self._cuda.Error:
-            self.failed = f"{self.name} failed and cannot be used any more in this process: {error}"
-            return DeviceError(self.failed)
+            self._failed = (
+                f"{self.name} failed and cannot be used any more in this process: {error}"
+            )
+            return DeviceError(self._failed)
         return DeviceError(f"{self.name}: {error}")
 
 

@@ -5,8 +5,6 @@ Imports: device, memory, cuda_device, emulated_device, forks, errors.
 
 from __future__ import annotations
 
-import os
-
 from graphc.backends.gpu.device import Device
 from graphc.backends.gpu.memory import DeviceMemory
 from graphc.errors import DeviceError
@@ -14,21 +12,17 @@ from graphc.forks import new_rlock
 
 _opened: dict[str, DeviceMemory] = {}
 _lock = new_rlock()
-_process = os.getpid()
 
 
 def open_device(name: str) -> DeviceMemory:
     """The memory of a device, and by it the device; raises DeviceError saying what is missing."""
-    if os.getpid() != _process and name != "emulated-gpu" and name in _opened:
-        raise DeviceError(
-            f"{name} was used before this process was forked, which no GPU survives: start "
-            "processes with the 'spawn' method"
-        )
     with _lock:
         found = _opened.get(name)
         if found is None:
             found = _opened[name] = DeviceMemory(_new_device(name))
-        return found
+    if found.device.failed:
+        raise DeviceError(found.device.failed)
+    return found
 
 
 def _new_device(name: str) -> Device:

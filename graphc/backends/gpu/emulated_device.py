@@ -47,7 +47,6 @@ class EmulatedDevice:
         self.description = f"emulated GPU of compute capability {capability[0]}.{capability[1]}"
         self.dlpack = (1, 0)  # its memory is the host's
         self.capacity = capacity
-        self.launches = 0
         self._memory: dict[int, Array] = {}
         self._lock = new_rlock()
         self._recording = threading.local()
@@ -103,7 +102,6 @@ class EmulatedDevice:
             except EmulatorError as error:
                 raise DeviceError(str(error)) from error
 
-        self.launches += 1
         self._do(work)
 
     def synchronize(self) -> None:

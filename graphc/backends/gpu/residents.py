@@ -107,8 +107,9 @@ class Residents:
 
     def release(self) -> None:
         """Give the device's memory back, as far as no run and no variable has it."""
-        with self._memory.device.active():
-            self._memory.trim()
+        if not self._memory.device.failed:
+            with self._memory.device.active():
+                self._memory.trim()
 
     def _new_copy(self, array: Array) -> _Copy:
         device = self._memory.device
