@@ -87,6 +87,14 @@ def test_one_kernel_serves_every_size(dtype: DType) -> None:
         compare(c, AVX2, matmul_buffers(c, m, n, k), {"m": m, "n": n, "k": k})
 
 
+@pytest.mark.parametrize("target", [AVX2, AVX512, NEON], ids=lambda t: t.name)
+@pytest.mark.parametrize("ta", [False, True])
+def test_few_rows_take_one_panel_after_the_other(ta: bool, target: Target) -> None:
+    c = matmul(symbol("m"), 70, 300, ta=ta)
+    for m in range(1, 19):
+        compare(c, target, matmul_buffers(c, m, 70, 300), {"m": m})
+
+
 def test_batches_have_panels_of_their_own() -> None:
     c = matmul(20, 36, 21, batch=(3, 2))
     compare(c, AVX2, matmul_buffers(c, 20, 36, 21, batch=6), {})

@@ -52,6 +52,10 @@ SPREAD_ROWS = 32
 IN_PLACE_ROWS = 4
 """Most rows of C for which a vector of B is read where it lies instead of being packed."""
 
+STREAMED_ROWS = 16
+"""Most rows of C that wait for memory rather than compute where B is packed: they read a panel of B
+once, while the next is asked for."""
+
 IN_PLACE_SUMS = 8
 """Accumulators of a register tile that reads B in place."""
 
@@ -113,8 +117,9 @@ class Tiling:
     skips: bool  # runs of k that lie outside for every row of a tile are skipped
     flat: bool  # the epilogue walks the axes of the rows as one
     chunks: tuple[bool, bool]  # the epilogue meets LANES columns at a time, and fewer
-    # (rows, vectors): up to so many rows, B is read in place by such tiles; for symbolic numbers
-    few_rows: tuple[tuple[int, int], ...] = ()
+    # (most, rows, vectors): so many rows read B in place, or a packed one panel by panel, by such
+    # tiles; where their number is symbolic
+    few_rows: tuple[tuple[int, int, int], ...] = ()
     swapped: bool = False
     batch_inside: bool = False  # blocks of all batches at some rows come one after the other
     grouped: bool = False  # the batch axis is the first of the columns: see contract_order
@@ -239,7 +244,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         half = False
         pack_right = Packing("direct", len(cols.axes))
         vectors = min(IN_PLACE_SUMS // tile_rows, max(-(-assumed_size(cols) // lanes), 1))
-    few_rows: tuple[tuple[int, int], ...] = ()
+    few_rows: tuple[tuple[int, int, int], ...] = ()
     windows = in_place and guards_axis(left, k.axes[-in_runs])
     merged = None
     if in_place and not (swapped or skips or windows or c.panel):
@@ -249,9 +254,12 @@ def tile(c: Contraction, target: Target) -> Tiling:
         pack_right = packing_of(right, cols, k, broadcast=False)
     elif _may_be_few(rows.size) and not skips and not windows:
         if c.panel:
-            few_rows = ((1, vectors), (min(IN_PLACE_ROWS, tile_rows), vectors))
+            low = min(IN_PLACE_ROWS, tile_rows)
+            most = STREAMED_ROWS if in_place else low
+            few_rows = ((1, 1, vectors), (most, low, vectors))
         elif _lies_in_vectors(right, cols, k):
-            few_rows = ((1, 4), (min(IN_PLACE_ROWS, tile_rows), 2))
+            low = min(IN_PLACE_ROWS, tile_rows)
+            few_rows = ((1, 1, 4), (low, low, 2))
     fused = in_runs if in_place else pack_left.fused if skips else 0
     depth = _depth(k, fused)
     sizes = (assumed_size(rows), assumed_size(cols), assumed_size(k))
@@ -267,7 +275,8 @@ def tile(c: Contraction, target: Target) -> Tiling:
         if near and not merged:
             block_rows = min(block_rows, near)
         whole = isinstance(k.size, int) and k.size <= depth
-        few = -(-IN_PLACE_ROWS // tile_rows) * tile_rows
+        most_few = max((n for n, _, _ in few_rows), default=IN_PLACE_ROWS)
+        few = (-(-most_few // tile_rows) + (most_few > IN_PLACE_ROWS)) * tile_rows
         runs, sums = _runs(k, pack_left.fused, depth), max(few, tile_rows if whole else block_rows)
         cut = 0
         if windows:

@@ -172,7 +172,7 @@ class _Emitter:
         after = f.fresh("after")
         if t.few_rows:
             few, more = f.fresh("few"), f.fresh("more")
-            most = max(rows for rows, _ in t.few_rows)
+            most = max(rows for rows, _, _ in t.few_rows)
             f.branch_if(f.value(f"icmp sle i64 {self.rows}, {most}"), few, more)
             f.label(few)
             self._sum()
@@ -241,6 +241,8 @@ class _Emitter:
         if t.pack_left.mode != "panels":
             self.left_tables[0].fill(f, self.row0, self.rows)
             tiles = ceildiv(self.f, self.rows, t.tile_rows)
+            if t.packed and t.pack_left.mode == "direct":  # lower tiles reach into the next one
+                tiles = f.add(tiles, 1)
             part = (f.mul(self.rows, self.room.a_row), f.mul(tiles, self.room.a_panel))
             clear_missing(f, self.scratch["a"], *part, self.itemsize)
         if t.pack_right.mode == "transpose":
@@ -266,9 +268,9 @@ class _Emitter:
         """Multiply by B in place if the run turns out to have few rows, else by packed B."""
         f, t = self.f, self.t
         after = f.fresh("after")
-        for rows, vectors in t.few_rows:
+        for most, rows, vectors in t.few_rows:
             few, more = f.fresh("few"), f.fresh("more")
-            f.branch_if(f.value(f"icmp sle i64 {self.rows}, {rows}"), few, more)
+            f.branch_if(f.value(f"icmp sle i64 {self.rows}, {most}"), few, more)
             f.label(few)
             self._multiply_in_place(depth, first, origin, rows, vectors)
             f.branch(after)
@@ -294,9 +296,9 @@ class _Emitter:
         b, panel = self._panels_from(start)
         a, shape = self.scratch["a"], self._tile_shape()
         after = f.fresh("after")
-        for rows, _ in t.few_rows:
+        for most, rows, _ in t.few_rows:
             few, more = f.fresh("few"), f.fresh("more")
-            f.branch_if(f.value(f"icmp sle i64 {self.rows}, {rows}"), few, more)
+            f.branch_if(f.value(f"icmp sle i64 {self.rows}, {most}"), few, more)
             f.label(few)
             tall = replace(shape, rows=rows)
             self._multiply_panels(depth, first, a, b, tall, panel, ahead=True)
@@ -511,7 +513,9 @@ class _Emitter:
         down = f.open_loop(0, self.rows, shape.rows, [("ptr", a), ("ptr", c)])
         emit_tile(f, shape, down.carried[0], b, down.carried[1], depth, first)
         below = shape.rows * self.room.c_row
-        a, c = f.offset(down.carried[0], self.room.a_panel), f.offset(down.carried[1], below)
+        panels = t.pack_left.mode == "panels"
+        next_a = self.room.a_panel if panels else str(shape.rows * self.room.a_row)
+        a, c = f.offset(down.carried[0], next_a), f.offset(down.carried[1], below)
         f.close_loop(down, [a, c])
         f.close_loop(
             across, [f.offset(b, panel), f.offset(across.carried[1], width * self.itemsize)]
