@@ -21,7 +21,7 @@ class Scratch:
 
     def __init__(self, f: FunctionText, c: Contraction, t: Tiling) -> None:
         size, pad = c.dtype.itemsize, max(16, t.lanes)
-        self.f = f
+        self.f, self.dtype = f, c.dtype
         self.depth = f.dim(t.depth)
         if t.pack_left.mode == "panels":
             self.a_row, self.a_step = size, t.tile_rows * size

@@ -14,10 +14,10 @@ from graphc.backends.codegen.contract_access import (
     Group,
     Operand,
     Record,
-    Table,
     coordinates,
     sum_records,
 )
+from graphc.backends.codegen.contract_block_packing import BlockPacking
 from graphc.backends.codegen.contract_epilogue import Columns, Epilogue, Rows
 from graphc.backends.codegen.contract_lines import LinesEmitter
 from graphc.backends.codegen.contract_lines_tiling import (
@@ -26,14 +26,7 @@ from graphc.backends.codegen.contract_lines_tiling import (
     line_tiling,
 )
 from graphc.backends.codegen.contract_microkernel import Runs, Tile, emit_tile, lanes_below
-from graphc.backends.codegen.contract_packing import (
-    Lanes,
-    Packer,
-    clear_missing,
-    pack_copies,
-    pack_needed,
-    pack_transposed,
-)
+from graphc.backends.codegen.contract_packing import clear_missing
 from graphc.backends.codegen.contract_parts import ceildiv, even_part, size_of
 from graphc.backends.codegen.contract_rows import RowScratch, RowsInPlace
 from graphc.backends.codegen.contract_scratch import Scratch
@@ -51,10 +44,6 @@ from graphc.backends.codegen.targets import Target, host_target
 from graphc.backends.codegen.text import FunctionText, scalar_type
 from graphc.dims import DimLike, factor
 from graphc.kernel import Contraction, Cut, sizes_of
-
-STRIP = 16
-STRIP_BYTES = 128
-"""Narrow panels are packed together, STRIP steps of k at a time; narrow means up to STRIP_BYTES."""
 
 IN_PLACE_STRIP = 8
 """Steps of k over all columns of a block that reads B in place: as many rows are read at once."""
@@ -118,6 +107,9 @@ class _Emitter:
         )
         self.right_tables = self.room.tables(
             self.right, t.cols, self.k, t.pack_right, along_cols, "right"
+        )
+        self.packing = BlockPacking(
+            f, t, self.room, (self.left, *self.left_tables), (self.right, *self.right_tables)
         )
         window = self.k.axes[-t.pack_left.fused] if t.pack_left.mode == "direct" else None
         tables = RowScratch(*(self.scratch[n] for n in ("runs", "needed", "zeros", "cut")))
@@ -202,7 +194,8 @@ class _Emitter:
         else:
             b, panel = self.scratch["b"], self.room.b_panel
             self.right_tables[1].fill(f, start, depth)
-            self._pack_right(self._packer(self.right, self._origin(self.right)), depth)
+            origin = self._origin(self.right)
+            self.packing.pack_right(origin, (self.col0, self.cols), depth)
         shape, origin = self._tile_shape(), self._origin(self.left)
         down = f.open_loop(0, self.rows, t.tile_rows, [("ptr", self.scratch["c"])])
         c = down.carried[0]
@@ -252,7 +245,7 @@ class _Emitter:
         self.left_tables[1].fill(f, slices.index, depth)
         if not t.packed:
             self.right_tables[1].fill(f, slices.index, depth)
-        self._pack_left(self._packer(self.left, origins["left"]), depth)
+        self.packing.pack_left(origins["left"], (self.row0, self.rows), depth)
         first = f.value(f"icmp eq i64 {slices.index}, 0")
         if t.packed:
             self._multiply_packed(depth, first, slices.index)
@@ -310,7 +303,7 @@ class _Emitter:
         f.label(after)
 
     def _pack_and_multiply(self, depth: str, first: str, origin: Record) -> None:
-        self._pack_right(self._packer(self.right, origin), depth)
+        self.packing.pack_right(origin, (self.col0, self.cols), depth)
         shape = self._tile_shape()
         a, b = self.scratch["a"], self.scratch["b"]
         self._multiply(depth, first, a, b, shape, self.room.b_panel)
@@ -344,84 +337,6 @@ class _Emitter:
         self._multiply(steps, first, a, b, shape, panel)
         following = f.offset(a, IN_PLACE_STRIP * self.room.a_step)
         f.close_loop(strips, [following, f.offset(b, f.mul(step, IN_PLACE_STRIP))])
-
-    def _packer(self, operand: Operand, origin: Record) -> Packer:
-        zeros, located = self.scratch["zeros"], self.scratch["located"]
-        return Packer(operand, origin, self.scalar, self.itemsize, self.t.lanes, zeros, located)
-
-    def _pack_left(self, p: Packer, depth: str) -> None:
-        f, t = self.f, self.t
-        free, k = self.left_tables
-        if t.skips:
-            self._pack_needed(p, free, k)
-            return
-        if t.pack_left.mode != "panels":
-            pack_copies(f, p, free, ("0", self.rows), k, self.scratch["a"], self.room.a_row, None)
-            return
-        self._pack_panels(
-            p, free, k, depth, self.row0, self.rows, t.tile_rows, "a", self.room.a_panel
-        )
-
-    def _pack_needed(self, p: Packer, free: Table, k: Table) -> None:
-        """Pack row by row, noting for each row of tiles which runs of k it needs."""
-        f, t = self.f, self.t
-        start = [("ptr", self.scratch["a"]), ("ptr", self.scratch["needed"])]
-        tiles = f.open_loop(0, self.rows, t.tile_rows, start)
-        at, needed = tiles.carried
-        rows = (tiles.index, f.smin(f.add(tiles.index, t.tile_rows), self.rows))
-        pack_needed(f, p, free, rows, k, at, self.room.a_row, needed)
-        f.close_loop(tiles, [f.offset(at, self.room.a_panel), f.offset(needed, t.most.depth)])
-
-    def _pack_right(self, p: Packer, depth: str) -> None:
-        f, t = self.f, self.t
-        free, k = self.right_tables
-        if t.pack_right.mode == "panels":
-            self._pack_panels(
-                p, free, k, depth, self.col0, self.cols, t.tile_cols, "b", self.room.b_panel
-            )
-            return
-        last = f.sub(self.cols, 1)
-        panels = f.open_loop(0, self.cols, t.tile_cols, [("ptr", self.scratch["b"])])
-        panel = panels.carried[0]
-        parts = f.open_loop(0, t.tile_cols, t.lanes)
-        first = f.add(panels.index, parts.index)
-        at = f.offset(panel, f.mul(parts.index, self.itemsize))
-        square = self.scratch["square"]
-        pack_transposed(f, p, Lanes(free, first, last), k, at, self.room.b_step, square)
-        f.close_loop(parts)
-        f.close_loop(panels, [f.offset(panel, self.room.b_panel)])
-
-    def _pack_panels(
-        self,
-        p: Packer,
-        free: Table,
-        k: Table,
-        depth: str,
-        start: str,
-        count: str,
-        width: int,
-        scratch: str,
-        stride: str,
-    ) -> None:
-        f = self.f
-        row = width * self.itemsize
-
-        def pack(top: str, bottom: str) -> None:
-            begin = f.offset(self.scratch[scratch], f.mul(top, row))
-            panels = f.open_loop(0, count, width, [("ptr", begin)])
-            here = f.smin(f.sub(count, panels.index), width)
-            free.fill(f, f.add(start, panels.index), here)
-            pack_copies(f, p, k, (top, bottom), free, panels.carried[0], row, width)
-            f.close_loop(panels, [f.offset(panels.carried[0], stride)])
-
-        # Narrow neighbouring panels share cache lines: take them together, a few rows at a time.
-        # Not where stores run past the panel, which only ascending order repairs.
-        if free.single and width % self.t.lanes == 0 and row <= STRIP_BYTES:
-            strips = f.open_loop(0, depth, STRIP)
-            pack(strips.index, f.smin(f.add(strips.index, STRIP), depth))
-            f.close_loop(strips)
-        else:
-            pack("0", depth)
 
     def _multiply(
         self,
