@@ -32,8 +32,8 @@ run.  A run that finds the team busy is driven by its own thread, without claims
 A run ends before its last step if `stop` says so: see `driver_stop`.
 
 Two abbreviations keep the text short, since no pass inlines: `WORD ptr p, i64 i` loads word i and
-`ROW ptr p, i64 i` is the address of step i's row.  Imports: driver_plan, driver_stop,
-driver_team.
+`ROW ptr p, i64 i` is the address of step i's row.  Imports: driver_plan, driver_sleep,
+driver_stop, driver_team.
 """
 
 from __future__ import annotations
@@ -41,16 +41,9 @@ from __future__ import annotations
 import re
 
 from graphc.backends.llvm.driver_plan import ALONE_RUN, PLAN
+from graphc.backends.llvm.driver_sleep import FUTEX_SLEEP, NO_SPREAD, POLLING_SLEEP, SPREAD
 from graphc.backends.llvm.driver_stop import stop_text
-from graphc.backends.llvm.driver_team import (
-    FUTEX_SLEEP,
-    LONGEST_HOLD,
-    NO_SPREAD,
-    POLLING_SLEEP,
-    SPREAD,
-    STALL_SECONDS,
-    TEAM,
-)
+from graphc.backends.llvm.driver_team import LONGEST_HOLD, STALL_SECONDS, TEAM
 
 HEADER_WORDS = 24
 STEP_WORDS = 8
