@@ -11,7 +11,8 @@ from graphc.backends.base import Executable
 from graphc.budget import Budget
 from graphc.dims import DimLike
 from graphc.kernel import Contraction, Cut, Kernel, blocks
-from graphc.passes.pipeline import Beside, Forms, Trace, build_plan, optimize
+from graphc.passes.forms import GPU_FORMS
+from graphc.passes.pipeline import Beside, Trace, build_plan, optimize
 from graphc.plan import Plan
 from graphc.program import Program
 
@@ -71,9 +72,6 @@ def compile_cpu(
     return compile_plan(plan, jit, code), lowered
 
 
-_GPU = Forms(winograd=False, chunk=4096)  # long reductions need chunks for thousands of warps
-
-
 def plan_gpu(
     program: Program,
     trace: Trace | None = None,
@@ -88,7 +86,7 @@ def plan_gpu(
 
     optimized = optimize(program, trace=trace, fast_math=fast_math)
     return build_plan(
-        optimized, gpu_blocks, trace, budget, keep=False, fast_math=fast_math, forms=_GPU
+        optimized, gpu_blocks, trace, budget, keep=False, fast_math=fast_math, forms=GPU_FORMS
     )
 
 

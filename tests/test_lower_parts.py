@@ -12,7 +12,7 @@ import graphc as gx
 from graphc.dims import DimLike, symbol
 from graphc.kernel import Contraction
 from graphc.node import OPS
-from graphc.passes.lower_parts import in_parts
+from graphc.passes.lower_parts import GPU_SHARES, in_parts
 
 Array = np.ndarray[Any, Any]
 
@@ -70,4 +70,20 @@ def test_what_is_cut(m: int, n: int, k: DimLike, cut: int) -> None:
     c = matmul(m, n, k, ta=True)
     assert isinstance(c, Contraction)
     parts = in_parts(c)
+    assert (0 if parts is None else parts.shape[0]) == cut
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "cut"),
+    [
+        (64, 256, symbol("n") * 3136, 64),  # 64 parts of 64 x 256 are 256 blocks of 64 x 64
+        (256, 1024, symbol("n") * 196, 4),
+        (256, 512, symbol("n") * 49, 0),  # short
+        (512, 2048, symbol("n") * 49, 0),  # blocks enough
+        (64, 64, 16384, 64),
+        (64, 64, symbol("n"), 0),
+    ],
+)
+def test_what_is_cut_for_a_gpu(m: int, n: int, k: DimLike, cut: int) -> None:
+    parts = in_parts(matmul(m, n, k, ta=True), GPU_SHARES)
     assert (0 if parts is None else parts.shape[0]) == cut

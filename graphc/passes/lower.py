@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graphc.node import Tensor
+from graphc.passes.forms import FORMS, Forms
 from graphc.passes.groups import Fusion, Group
 from graphc.passes.lower_contraction import lower_contraction
 from graphc.passes.lower_loop import lower_loop
@@ -28,7 +29,7 @@ def lower(
     packs: bool = True,
     fast_math: bool = False,
     keep: bool = True,
-    winograd: bool = True,
+    forms: Forms = FORMS,
 ) -> list[LoweredStep]:
     """The steps of a fused program, in an order that respects dependencies.
 
@@ -36,7 +37,7 @@ def lower(
     steps pack their operands where that pays in time: it takes memory.
     fast_math  whether rounding errors may be larger than those of the operators' definitions
     keep  whether what is packed of variables that stay as they are is packed once for many runs
-    winograd  whether the back end has kernels of Winograd's minimal filtering
+    forms  of kernels that the back end wants
     """
     steps: list[LoweredStep] = []
     known: dict[Hashable, _Template] = {}
@@ -44,7 +45,7 @@ def lower(
         signature, values = _signature(fusion, group)
         template = known.get(signature)
         if template is None:
-            made = lower_group(fusion, group, fast_math, winograd)
+            made = lower_group(fusion, group, fast_math, forms)
             known[signature] = _Template(made, values)
             steps.extend(made)
         else:
@@ -53,13 +54,13 @@ def lower(
 
 
 def lower_group(
-    fusion: Fusion, group: Group, fast_math: bool, winograd: bool = True
+    fusion: Fusion, group: Group, fast_math: bool, forms: Forms = FORMS
 ) -> list[LoweredStep]:
     """The kernel or kernels of one group."""
     if group.kind == "loop":
         return lower_loop(fusion, group)
     if group.kind == "contraction":
-        return lower_contraction(fusion, group, fast_math, winograd)
+        return lower_contraction(fusion, group, fast_math, forms)
     return lower_nest(fusion, group)
 
 

@@ -28,6 +28,7 @@ from graphc.kernel import (
 from graphc.nest import Index, contiguous
 from graphc.node import Node, Tensor
 from graphc.passes.contraction_axes import fewest_axes
+from graphc.passes.forms import FORMS, Forms
 from graphc.passes.groups import Fusion, Group
 from graphc.passes.lower_channels import along_channels, loops
 from graphc.passes.lower_chunks import Chunked, in_chunks
@@ -63,7 +64,7 @@ def maps_of(node: Node) -> ContractionMaps:
 
 
 def lower_contraction(
-    fusion: Fusion, group: Group, fast_math: bool = False, winograd: bool = True
+    fusion: Fusion, group: Group, fast_math: bool = False, forms: Forms = FORMS
 ) -> list[LoweredStep]:
     """A step of one kernel, or of one for each phase of the result."""
     maps = maps_of(group.head)
@@ -74,13 +75,13 @@ def lower_contraction(
         other = turned(maps, sources[1], locations_of(group))
     if other is not None:
         maps, sources, before = other.maps, (sources[0], other.source), [other.step]
-    whole = _Contraction(fusion, group, maps, sources, fast_math, winograd)
+    whole = _Contraction(fusion, group, maps, sources, fast_math, forms)
     steps = whole.steps()
     parts = phases(maps)
     if len(parts) == 1 or whole.checks.sites or not group.head.types[0].dtype.is_float:
         return before + steps
     first, *rest = (
-        _Contraction(fusion, group, part, sources, fast_math, winograd).step() for part in parts
+        _Contraction(fusion, group, part, sources, fast_math, forms).step() for part in parts
     )
     return [*before, replace(first, others=tuple(s.kernel for s in rest))]
 
@@ -104,11 +105,11 @@ class _Contraction:
         maps: ContractionMaps,
         sources: tuple[Source, Source],
         fast_math: bool,
-        winograd: bool,
+        forms: Forms,
     ) -> None:
         self.fusion = fusion
         self.fast_math = fast_math
-        self.winograd = winograd
+        self.forms = forms
         self.group = group
         self.maps = maps
         self.buffers = Buffers()
@@ -123,7 +124,9 @@ class _Contraction:
         if self.channels is not None:
             chunked = in_chunks(self.channels)
             return [step] if chunked is None else _in_two(step, chunked, "chunk")
-        parts = in_parts(step.kernel) if isinstance(step.kernel, Contraction) else None
+        parts = None
+        if isinstance(step.kernel, Contraction):
+            parts = in_parts(step.kernel, self.forms.shares)
         return [step] if parts is None else _in_two(step, parts, "part")
 
     def step(self) -> LoweredStep:
@@ -201,7 +204,7 @@ class _Contraction:
         rows = self._by_rows(a, b)
         if dtype.is_float and not self.checks.sites and not rows:
             c = Contraction(m.batch, m.m, m.n, m.k, a, b, bufs, stores, dtype)
-            if self.winograd:
+            if self.forms.winograd:
                 filtered = winograd_form(c, m, self.sources[0].shape, self.fast_math)
                 if filtered is not None:
                     return filtered

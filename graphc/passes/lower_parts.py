@@ -29,19 +29,36 @@ from graphc.kernel import (
 from graphc.nest import contiguous
 from graphc.passes.contraction_axes import fewest_axes
 
-FEW = 8192
-"""Elements that are few: more of them make blocks enough."""
+PARTS = range(4, 17)
+"""How many parts cores share evenly, fewest first."""
 
-NARROW = 64
-"""Columns that are few: all of them lie in one block."""
 
-LONG = 256
-"""Terms of a part, of each image where their number is not known, worth a step more."""
+@dataclass(frozen=True)
+class Shares:
+    """Which sums a back end wants in parts, and in how many.
 
-PARTS = 4
-"""Fewest parts: as many cores share them evenly."""
+    few       most elements of the result: more of them make blocks enough
+    narrow    most columns, or rows if they are fewer: all of them lie in one block
+    terms     fewest terms of a part that are worth a step more
+    unknown   the same of each image, where the number of images is not known
+    elements  about how many elements the parts should have in all; 0: as many parts as PARTS say
+    """
 
-MOST_PARTS = 16
+    few: int = 8192
+    narrow: int = 64
+    terms: int = 256
+    unknown: int = 256
+    elements: int = 0
+
+    def counts(self, size: int) -> range:
+        """How many parts `size` elements may have, the best first."""
+        return range(self.elements // size, 1, -1) if self.elements else PARTS
+
+
+SHARES = Shares()
+
+GPU_SHARES = Shares(few=1 << 19, narrow=1 << 30, unknown=48, elements=1 << 20)
+"""For hundreds of blocks of 64 x 64 elements."""
 
 
 @dataclass(frozen=True)
@@ -57,27 +74,29 @@ class Parts:
     shape: tuple[DimLike, ...]
 
 
-def in_parts(c: Contraction) -> Parts | None:
+def in_parts(c: Contraction, shares: Shares = SHARES) -> Parts | None:
     """The two steps of a contraction of long sums of few elements."""
     batch, m, n = (dims.product(group) for group in (c.batch, c.m, c.n))
     if c.winograd or not (isinstance(batch, int) and isinstance(m, int) and isinstance(n, int)):
         return None
-    if not 0 < batch * m * n <= FEW or min(m, n) > NARROW or min(m, n) == 1:
+    if not 0 < batch * m * n <= shares.few or min(m, n) > shares.narrow or min(m, n) == 1:
         return None
-    if dims.factor(dims.product(c.k)) < PARTS * LONG:
-        return None
+    length = dims.product(c.k)
+    most = dims.factor(length) // (shares.terms if isinstance(length, int) else shares.unknown)
     inner = len(c.axes) - len(c.k)
-    for axis in range(inner, len(c.axes)):
-        count = _parts(c.axes[axis])
-        if count and dims.factor(dims.product(c.k)) >= count * LONG:
-            return Parts(_first(c, axis, count), _last(c, count), (count, *c.axes[:inner]))
-    return None
+    counts = shares.counts(batch * m * n)
+    found = [(_parts(c.axes[a], counts, most), a) for a in range(inner, len(c.axes))]
+    found = [(count, axis) for count, axis in found if count]
+    if not found:
+        return None
+    count, axis = max(found, key=lambda x: x[0]) if shares.elements else found[0]
+    return Parts(_first(c, axis, count), _last(c, count), (count, *c.axes[:inner]))
 
 
-def _parts(extent: DimLike) -> int:
+def _parts(extent: DimLike, counts: range, most: int) -> int:
     """Into how many parts an axis is cut, 0 if it is not."""
     whole = dims.factor(extent)
-    return next((n for n in range(PARTS, MOST_PARTS + 1) if whole % n == 0), 0)
+    return next((n for n in counts if n <= most and whole % n == 0), 0)
 
 
 def _first(c: Contraction, axis: int, count: int) -> Contraction:

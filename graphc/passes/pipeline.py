@@ -17,8 +17,9 @@ from graphc.kernel import Kernel
 from graphc.passes.canonicalise import canonicalise
 from graphc.passes.estimate import Estimate
 from graphc.passes.facts import Facts
+from graphc.passes.forms import FORMS, Forms
 from graphc.passes.fuse import fuse
-from graphc.passes.groups import CHUNK, Fusion
+from graphc.passes.groups import Fusion
 from graphc.passes.keep import find_kept
 from graphc.passes.layout import cancel_transposes
 from graphc.passes.lower import CutOf, lower
@@ -78,21 +79,6 @@ class Trace:
             self.programs.append((name, program))
 
 
-@dataclass(frozen=True)
-class Forms:
-    """Which forms of kernels a back end wants.
-
-    winograd  whether it has kernels of Winograd's minimal filtering
-    chunk     elements of one chunk of a split reduction
-    """
-
-    winograd: bool = True
-    chunk: int = CHUNK
-
-
-FORMS = Forms()
-
-
 def optimize(
     program: Program,
     passes: Sequence[tuple[str, GraphPass]] | None = None,
@@ -140,17 +126,17 @@ def build_plan(
     fusion = fuse(program, forms.chunk)
     trace.note("fuse", started)
     started = time.perf_counter()
-    steps = lower(fusion, cut_of, fast_math=fast_math, keep=keep, winograd=forms.winograd)
+    steps = lower(fusion, cut_of, fast_math=fast_math, keep=keep, forms=forms)
     trace.note("lower", started)
     beside = None if budget is not None else beside
     plan = _plan_beside(fusion, steps, facts, blocks_of, trace, keep, beside)
     started = time.perf_counter()
     if budget is not None and plan.kept and plan.peak_bytes(budget.sizes) > budget.bytes:
-        steps = lower(fusion, cut_of, fast_math=fast_math, keep=False, winograd=forms.winograd)
+        steps = lower(fusion, cut_of, fast_math=fast_math, keep=False, forms=forms)
         plan = plan_memory(fusion, schedule(fusion, steps, facts), blocks_of, facts)
     if budget is not None and plan.arena_bytes(budget.sizes) > budget.bytes:
         facts = Facts(Estimate(budget.sizes))
-        steps = lower(fusion, cut_of, packs=False, fast_math=fast_math, winograd=forms.winograd)
+        steps = lower(fusion, cut_of, packs=False, fast_math=fast_math, forms=forms)
         plan = meet_budget(fusion, schedule(fusion, steps, facts), blocks_of, facts, budget)
     trace.note("plan_memory", started)
     _Dump().plan(plan)
