@@ -11,7 +11,8 @@ stage.  Contraction and nest groups take elementwise members of their own shape 
 A node's candidate is the latest group among its inputs: every other input comes earlier, so joining
 cannot make a cycle and nothing has to be searched.  What follows from state alone is placed first:
 it never keeps the work on fed values apart.  Linear in the number of nodes.
-Imports: program, passes.groups, passes.lasting, passes.regroup, passes.views.
+Imports: program, passes.groups, passes.lasting, passes.regroup, passes.store_parts,
+passes.views.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from graphc.passes.epilogues import split_epilogues
 from graphc.passes.groups import ACC, CHUNK, FULL, MAX_MEMBERS, REDUCED, Fusion, Group
 from graphc.passes.lasting import lasting_first
 from graphc.passes.regroup import join_readers, merge_siblings, recompute
+from graphc.passes.store_parts import store_parts
 from graphc.passes.uniform import Uniforms
 from graphc.passes.views import View, Views, same_strides
 from graphc.program import Program
@@ -92,10 +94,12 @@ class _Fuser:
         merge_siblings(self.groups, self.group_of, self._bases)
         join_readers(self.groups, self.group_of, self._bases, self._fits)
         recompute(self.groups, self.group_of, self.views, self.uniforms, self.roots)
+        kept = {id(self.views.of(t).base) for t in self.program.roots}
+        placed = store_parts(self.groups, self.group_of, self.views, kept)
         stored = self._stored()
         groups = [g for g in self.groups if g.members]
         parts = self.program, groups, self.views, self.uniforms, self.group_of, stored
-        return Fusion(*parts, self.chunk)
+        return Fusion(*parts, self.chunk, placed)
 
     # ---- what must be a plain array
 

@@ -1,12 +1,13 @@
 """What fusion makes of a program: groups, each of which becomes one kernel.
 
-Imports: program, passes.views, passes.uniform.
+Imports: program, dims, passes.views, passes.uniform.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from graphc.dims import DimLike
 from graphc.node import Node, Tensor
 from graphc.passes.uniform import Uniforms
 from graphc.passes.views import Views
@@ -46,6 +47,15 @@ class Group:
         return tuple(self.shape[a] for a in self.kept)
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where in another array a value is stored: the strides of its axes there, and its start."""
+
+    into: Tensor
+    strides: tuple[DimLike, ...]
+    offset: DimLike
+
+
 @dataclass(eq=False)
 class Fusion:
     """The partition, and what the later steps need to know about it."""
@@ -57,3 +67,4 @@ class Fusion:
     group_of: dict[int, Group]
     stored: set[int]  # ids of member tensors that must be written to memory
     chunk: int = CHUNK  # elements of one chunk of a split reduction
+    placed: dict[int, list[Place]] = field(default_factory=dict)  # by id: parts of other arrays

@@ -126,6 +126,8 @@ def _signature(fusion: Fusion, group: Group) -> tuple[Hashable, list[Tensor]]:
             names.of(t),
             node.attrs_key,
         ]
+        for place in fusion.placed.get(id(t), ()):
+            row.append((names.of(place.into), place.strides, place.offset))
         if node.kind == "view":
             reads = [(t, views.source(t))]
         else:

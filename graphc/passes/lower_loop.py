@@ -13,7 +13,7 @@ from graphc.dims import DimLike
 from graphc.kernel import Access, Accumulator, Expr, LoopKernel, Ragged, Stage, Store, Term
 from graphc.nest import contiguous
 from graphc.node import Tensor
-from graphc.passes.groups import ACC, FULL, REDUCED, Fusion, Group
+from graphc.passes.groups import ACC, FULL, REDUCED, Fusion, Group, Place
 from graphc.passes.keep_values import keep_values
 from graphc.passes.lower_transpose import by_columns
 from graphc.passes.operands import (
@@ -91,6 +91,7 @@ class _Loop:
             if id(t) in self.fusion.stored:
                 kept = self.group.level[id(t)] != FULL
                 found.append(self._over_domain(contiguous(t.dims), kept))
+            found.extend(place.strides for place in self.fusion.placed.get(id(t), ()))
         return found
 
     def _reads(self, t: Tensor) -> list[View]:
@@ -170,6 +171,11 @@ class _Loop:
         buffer = self.buffers.of(t, write=True)
         return Store(Access(buffer, self._terms_of(strides)), self.expressions.made[id(t)])
 
+    def _store_part(self, t: Tensor, place: Place) -> Store:
+        buffer = self.buffers.of(place.into, write=True)
+        access = Access(buffer, self._terms_of(place.strides), place.offset)
+        return Store(access, self.expressions.made[id(t)])
+
     # ---- kernels
 
     def whole(self) -> LoweredStep:
@@ -178,6 +184,8 @@ class _Loop:
         full: dict[int, list[Store]] = {}
         reduced: list[Store] = []
         for t in self.group.members:
+            for place in self.fusion.placed.get(id(t), ()):
+                full.setdefault(ready[id(t)], []).append(self._store_part(t, place))
             if id(t) not in self.fusion.stored:
                 continue
             if self.group.level[id(t)] == FULL:
