@@ -272,6 +272,18 @@ def test_results_may_stay_on_the_device_and_be_fed_again() -> None:
             np.testing.assert_array_equal(a.numpy(), 2 * feed[m.x])
 
 
+def test_an_array_between_the_widest_loads_is_copied() -> None:
+    x = gx.placeholder("float32", [None, 64])
+    values = np.arange(4 * 64, dtype=np.float32).reshape(4, 64)
+    with gx.Session(device="emulated-gpu") as session:
+        there = session.run(x * 1, {x: values}, gx.RunOptions(on_device=True))
+        for start in (0, 1, 2, 1, 1, 16, 0, 0):
+            flat = (there.address + 4 * start, (3, 64), there.dtype, there.holder, there.owner)
+            expected = values.reshape(-1)[start : start + 192].reshape(3, 64)
+            found = session.run(gx.exp(-x), {x: gx.DeviceArray(*flat)})
+            np.testing.assert_array_equal(found, session.run(gx.exp(-x), {x: expected}))
+
+
 def test_on_device_needs_a_device() -> None:
     x = gx.placeholder("float32", [2])
     with gx.Session() as session, pytest.raises(gx.errors.GraphTypeError, match="on_device"):

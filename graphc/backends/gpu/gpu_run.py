@@ -30,6 +30,9 @@ from graphc.trace import Trace
 if TYPE_CHECKING:
     from graphc.backends.gpu.executable import GpuExecutable
 
+WIDEST = 16
+"""Bytes that kernels read at once: an array that lies between is copied to where it does not."""
+
 LOOK_AFTER = 16
 """Steps of a run with a deadline after which it looks at the time."""
 
@@ -95,7 +98,7 @@ class GpuRun:
             return self.executable.constants[index]
         if kind == "input":
             array = self.inputs[index]
-            if isinstance(array, DeviceArray):
+            if isinstance(array, DeviceArray) and array.address % WIDEST == 0:
                 return array.address, array.nbytes
         return None
 
@@ -111,6 +114,10 @@ class GpuRun:
 
     def _copy_in(self) -> None:
         self.device.copy_in(self.seat.to_device, self.seat.from_host)
+        for border, array in zip(self.layout.inputs, self.inputs, strict=True):
+            if isinstance(array, DeviceArray) and array.address % WIDEST:
+                to = self.block.address + border.offset
+                self.device.copy_within(to, array.address, array.nbytes)
 
     def _copy_large_in(self) -> None:
         if self.seat.stages_inputs:
