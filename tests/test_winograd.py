@@ -122,6 +122,17 @@ def test_every_small_size_with_every_padding(tile: int, transposed: bool) -> Non
         check(run, kernel, buffers, dict(zip(NAMES, values, strict=True)))
 
 
+@pytest.mark.parametrize("images", [1, 2, 5])
+@pytest.mark.parametrize(("side", "filters"), [(8, 40), (7, 192), (14, 320), (26, 64), (40, 20)])
+def test_two_cores_have_the_same_number_of_blocks(side: int, filters: int, images: int) -> None:
+    n = dims.symbol("n")
+    kernel = convolution(2, (n, side, side), 8, filters, 1, (side, side))
+    run = Compiled(kernel, AVX2)
+    assert run.blocks({"n": images}) % 2 == 0
+    buffers = arrays(images, side, side, 8, filters, (side, side), side)
+    check(run, kernel, buffers, {"n": images})
+
+
 def test_sizes_of_nothing() -> None:
     n, h, w, oh, ow, low, c, o = (dims.symbol(s) for s in NAMES)
     kernel = convolution(2, (n, h, w), c, o, low, (oh, ow))

@@ -128,8 +128,7 @@ class WinogradEmitter:
             f.smax(ceildiv(self.f, n, tile), 1) for n in (self.height, self.width)
         )
         tiles = f.mul(images, f.mul(self.down, self.across))
-        by_filters = f.smax(ceildiv(self.f, self.filter_count, f.dim(t.block_filters)), 1)
-        by_tiles = self._blocks_of_tiles(tiles, by_filters)
+        by_tiles, by_filters = self._block_counts(tiles)
         blocks = f.open_loop("%b0", "%b1", 1)
         row, column = f.udiv(blocks.index, by_filters), f.urem(blocks.index, by_filters)
         self.tile0, end = even_part(f, tiles, t.tile_rows, row, by_tiles)
@@ -141,14 +140,20 @@ class WinogradEmitter:
         self._finish()
         f.close_loop(blocks)
 
-    def _blocks_of_tiles(self, tiles: str, by_filters: str) -> str:
-        """How many there are: see `winograd_blocks`."""
+    def _block_counts(self, tiles: str) -> tuple[str, str]:
+        """How many blocks there are along tiles and along filters: see `winograd_blocks`."""
         f, most = self.f, self.f.dim(self.t.block_tiles)
+        many = ceildiv(f, tiles, FEWEST_TILES)
+        wide = f.smax(ceildiv(f, self.filter_count, f.dim(self.t.block_filters)), 1)
+        few = f.smax(f.sub(2, many), 0)
+        more = f.add(wide, f.mul(f.urem(wide, 2), few))
+        panels = f.smax(ceildiv(f, self.filter_count, self.panel), 1)
+        by_filters = f.smin(more, panels)
         fewest = f.smax(ceildiv(f, tiles, most), 1)
-        pairs = ceildiv(f, tiles, f.mul(2, most))
-        even = f.smin(f.mul(2, pairs), ceildiv(f, tiles, FEWEST_TILES))
+        even = f.smin(f.mul(2, ceildiv(f, tiles, f.mul(2, most))), many)
         odd = f.value(f"icmp ne i64 {f.urem(by_filters, 2)}, 0")
-        return f.value(f"select i1 {odd}, i64 {f.smax(fewest, even)}, i64 {fewest}")
+        by_tiles = f.value(f"select i1 {odd}, i64 {f.smax(fewest, even)}, i64 {fewest}")
+        return by_tiles, by_filters
 
     def _clear_missing_tiles(self) -> None:
         """Zero what the last register tile reads beyond the block: see

@@ -86,16 +86,25 @@ def winograd_cut(c: Contraction, target: Target) -> Cut:
 def winograd_blocks(c: Contraction, target: Target) -> DimLike:
     """How many independent blocks there are.
 
-    An odd number of blocks of filters is made up for by an even one of blocks of tiles: else one of
-    two cores waits for the other in the end.
+    An odd number of blocks of filters is made up for by an even one of blocks of tiles, or by one
+    block more where tiles are few: else one of two cores waits for the other in the end.
     """
     t = winograd_tiling(c, target)
     images, height, width = c.m
     across = [dims.ceildiv(n, c.winograd) for n in (height, width)]
     tiles = dims.product((images, *across))
-    by_tiles, by_filters = dims.ceildiv(tiles, t.block_tiles), dims.ceildiv(c.n[0], t.block_filters)
+    by_filters = dims.ceildiv(c.n[0], t.block_filters)
+    few = dims.maximum(dims.add(2, dims.mul(-1, dims.ceildiv(tiles, FEWEST_TILES))), 0)
+    more = dims.add(by_filters, dims.mul(_odd(by_filters), few))
+    panels = dims.ceildiv(c.n[0], VECTORS * target.lanes(c.dtype.itemsize))
+    by_filters = dims.minimum(more, panels)
+    by_tiles = dims.ceildiv(tiles, t.block_tiles)
     pairs = dims.ceildiv(tiles, dims.mul(2, t.block_tiles))
     even = dims.minimum(dims.mul(2, pairs), dims.ceildiv(tiles, FEWEST_TILES))
-    more = dims.add(dims.maximum(by_tiles, even), dims.mul(-1, by_tiles))
-    odd = dims.add(by_filters, dims.mul(-2, dims.floordiv(by_filters, 2)))
-    return dims.mul(dims.add(by_tiles, dims.mul(odd, more)), by_filters)
+    rest = dims.add(dims.maximum(by_tiles, even), dims.mul(-1, by_tiles))
+    return dims.mul(dims.add(by_tiles, dims.mul(_odd(by_filters), rest)), by_filters)
+
+
+def _odd(n: DimLike) -> DimLike:
+    """1 if a number is odd, else 0."""
+    return dims.add(n, dims.mul(-2, dims.floordiv(n, 2)))
