@@ -61,7 +61,7 @@ def _from_dlpack(t: Tensor, value: Any, device: str) -> DeviceArray:
     holder = open_device(device).device
     try:
         taken = dlpack.take(value.__dlpack__(stream=holder.stream))
-    except BufferError as error:
+    except (BufferError, RuntimeError, TypeError) as error:  # the owner's own refusals too
         raise FeedTypeError(f"{feeds.label(t)}: {error}") from None
     _require_contiguous(t, taken.shape, taken.strides, taken.dtype)
     return DeviceArray(taken.address, taken.shape, taken.dtype, holder, taken)

@@ -21,7 +21,8 @@ class Statistics:
     plan_hits      bindings of new sizes that found a compiled plan
     bytes_planned  scratch memory of all plans at the sizes they were first bound to
     idle_bytes     scratch memory that is kept for the next runs, in arenas of a MiB and more
-    kernels, kernel_hits, compile_seconds   the machine-code compiler's own counts
+    kernels, kernel_hits, compile_seconds   the machine-code compiler's own counts; the kernels of
+                   GPUs are among the first two
     kernels_loaded  kernels whose code came from the cache on disk
     kept_steps      steps that made values which stay between runs
     modules         modules that LLVM compiled: kernels, and the run time's own
@@ -60,8 +61,8 @@ def stats() -> Statistics:
         result.idle_bytes = contexts.idle_bytes()
     jit = sys.modules.get("graphc.backends.llvm.jit")
     if jit is not None:
-        result.kernels = jit.stats.kernels
-        result.kernel_hits = jit.stats.cache_hits
+        result.kernels += jit.stats.kernels
+        result.kernel_hits += jit.stats.cache_hits
         result.kernels_loaded = jit.stats.kernels_loaded
         result.modules = jit.stats.modules
         result.compile_seconds = jit.stats.emit_seconds + jit.stats.llvm_seconds

@@ -2,7 +2,8 @@
 
 The device's primary context is used, which other libraries of the process share, and is current in
 a thread only while that uses the device.  All work goes to one stream that waits for no other.
-Imports: device, cuda_graph, kernel_text, probe, ptx_cache, errors; PyCUDA when a device is opened.
+Imports: device, cuda_graph, kernel_text, probe, ptx_cache, errors, statistics; PyCUDA when a device
+is opened.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from graphc.backends.gpu.kernel_text import GpuKernel
 from graphc.backends.gpu.ptx_cache import kept_ptx
 from graphc.dlpack import CUDA
 from graphc.errors import DeviceError, OutOfMemoryError
+from graphc.statistics import count
 
 NEWEST = (9, 0)
 """Kernels are compiled for no later capability: the driver compiles them on for newer GPUs."""
@@ -224,6 +226,7 @@ class CudaDevice:
         """A kernel's code, which equal kernels share while one of them is of use."""
         with self._lock:
             found = self._functions.get(kernel.text)
+            count("kernels" if found is None else "kernel_hits")
             if found is None:
                 text = kept_ptx(kernel.text, min(self.capability, NEWEST))
                 with self._failures():
@@ -241,8 +244,7 @@ class CudaDevice:
     def launch(
         self, function: Any, blocks: int, buffers: Sequence[Stretch], sizes: Sequence[int]
     ) -> None:
-        count = len(buffers)
-        packed = struct.pack(f"{count}Q{len(sizes)}q", *[a for a, _ in buffers], *sizes)
+        packed = struct.pack(f"{len(buffers)}Q{len(sizes)}q", *[a for a, _ in buffers], *sizes)
         with self._failures():
             launch = function.code._launch_kernel
             launch((blocks, 1, 1), function.threads, packed, 0, self._queue)

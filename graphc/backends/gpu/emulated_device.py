@@ -21,6 +21,7 @@ from graphc.backends.gpu.kernel_text import GpuKernel
 from graphc.backends.gpu.uninterrupted import uninterrupted
 from graphc.errors import DeviceError, OutOfMemoryError
 from graphc.forks import new_rlock
+from graphc.statistics import count
 
 ALIGNMENT = 256
 
@@ -91,6 +92,7 @@ class EmulatedDevice:
         self._do(lambda: _move(to, source, size))
 
     def load(self, kernels: Sequence[GpuKernel]) -> list[Any]:
+        count("kernels", len(kernels))
         return [EmulatedKernel(kernel) for kernel in kernels]
 
     def launch(
