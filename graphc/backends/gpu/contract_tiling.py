@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from graphc.backends.codegen.contract_access import Group, guarded
 from graphc.backends.gpu.contract_slices import Slice, slice_of
-from graphc.backends.gpu.contract_text import groups
+from graphc.backends.gpu.contract_text import flat_step, groups
 from graphc.dims import Dim, DimLike, ceildiv, factor, mul, product
 from graphc.kernel import Contraction
 
@@ -103,10 +103,12 @@ def tile_of(c: Contraction) -> Tile | None:
 
 
 def is_simple(c: Contraction, tile: Tile) -> bool:
-    """Whether a tile's operands are read 16 bytes at a time and without guards: others need more
-    registers for addresses."""
+    """Whether a tile's operands are read 16 bytes at a time, without guards, and along k by equal
+    steps: others need more registers for addresses."""
     return all(
-        cut.width * c.dtype.itemsize == 16 and not guarded(access)
+        cut.width * c.dtype.itemsize == 16
+        and not guarded(access)
+        and flat_step(access, groups(c)[3]) is not None
         for cut, access in zip(slices(c, tile), (c.a, c.b), strict=True)
     )
 
