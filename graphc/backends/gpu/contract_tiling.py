@@ -27,8 +27,9 @@ PROCESSORS = 128
 WARPS = 16
 """Warps of a multiprocessor that most tiles leave registers for."""
 
-LEAST = 4
-"""Rows and columns below which tiles are mostly empty: a thread per element then."""
+LEAST, WIDE = 4, 64
+"""Fewer than LEAST rows or columns leave tiles mostly empty: a thread per element then, unless the
+other has WIDE, when a tile's threads at least read what is multiplied together."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ DOUBLE = (
 def tile_of(c: Contraction) -> Tile | None:
     """The tile of a contraction; None where each thread computes an element."""
     batch, m, n, _ = (_usual(group) for group in groups(c))
-    if min(m, n) < LEAST:
+    if min(m, n) < LEAST and max(m, n) < WIDE:
         return None
 
     def cost(tile: Tile) -> float:
