@@ -89,8 +89,11 @@ def _exp_parts(v: Lanes, x: str) -> Pair:
 
 
 def _exp_anywhere(v: Lanes, x: str) -> str:
-    value, shifted = _exp_parts(v, v.clamp_above(v.clamp_below(x, -104.5), 89.0))
-    return v.scale(value, shifted)
+    """What rounds to zero, as in a softmax of masked numbers, is not computed: processors take
+    much longer for products that underflow."""
+    zero = v.compare("olt", x, -104.0)
+    value, shifted = _exp_parts(v, v.clamp_above(v.select(zero, 0.0, x), 89.0))
+    return v.select(zero, 0.0, v.scale(value, shifted))
 
 
 def exp(v: Lanes, x: str) -> str:
