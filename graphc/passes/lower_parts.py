@@ -32,6 +32,9 @@ from graphc.passes.contraction_axes import fewest_axes
 PARTS = range(4, 17)
 """How many parts cores share evenly, fewest first."""
 
+IMAGES = 16
+"""How many images sums are taken to be over where their number is not known."""
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -42,6 +45,7 @@ class Shares:
     terms     fewest terms of a part that are worth a step more
     unknown   the same of each image, where the number of images is not known
     elements  about how many elements the parts should have in all; 0: as many parts as PARTS say
+    slender   fewest terms for each row or column of the longer side: rows that are many make blocks
     """
 
     few: int = 8192
@@ -49,6 +53,7 @@ class Shares:
     terms: int = 256
     unknown: int = 256
     elements: int = 0
+    slender: int = 16
 
     def counts(self, size: int) -> range:
         """How many parts `size` elements may have, the best first."""
@@ -57,7 +62,7 @@ class Shares:
 
 SHARES = Shares()
 
-GPU_SHARES = Shares(few=1 << 19, narrow=1 << 30, unknown=48, elements=1 << 20)
+GPU_SHARES = Shares(few=1 << 19, narrow=1 << 30, unknown=48, elements=1 << 20, slender=0)
 """For hundreds of blocks of 64 x 64 elements."""
 
 
@@ -82,6 +87,9 @@ def in_parts(c: Contraction, shares: Shares = SHARES) -> Parts | None:
     if not 0 < batch * m * n <= shares.few or min(m, n) > shares.narrow or min(m, n) == 1:
         return None
     length = dims.product(c.k)
+    terms = dims.factor(length) * (1 if isinstance(length, int) else IMAGES)
+    if terms < shares.slender * max(m, n):
+        return None
     most = dims.factor(length) // (shares.terms if isinstance(length, int) else shares.unknown)
     inner = len(c.axes) - len(c.k)
     counts = shares.counts(batch * m * n)
