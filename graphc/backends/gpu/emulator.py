@@ -103,10 +103,9 @@ class EmulatedKernel:
             way = blocks, *sizes
             races = "none" if way in self._ways else "shared"
             self._ways.add(way)
-        compiled = self._made.get(races)
-        if compiled is None or (compiled.quick and compiled.ran > _LONG):
-            compiled = self._made[races] = _compiled(kernel, races, quick=compiled is None)
-        memory = LaunchMemory(compiled.shape, buffers, sizes)
+        compiled = self._code(races)
+        shape = compiled.shape if races != "none" else compiled.shape.unordered()
+        memory = LaunchMemory(shape, buffers, sizes)
         context = memory.context(
             compiled.functions,
             compiled.called.rows,
@@ -120,6 +119,16 @@ class EmulatedKernel:
         if context[context_word("fault")]:
             found = dict(zip(CONTEXT, context, strict=True))
             raise EmulatorError(fault_message(kernel.name, found, compiled.called.sites, buffers))
+
+    def _code(self, races: str) -> _Compiled:
+        """The code for a launch; while that is quickly compiled code, races or not."""
+        found = self._made.get(races)
+        if found is None:
+            checked = "shared" if races == "none" else races
+            found = self._made[races] = _compiled(self.kernel, checked, quick=True)
+        elif found.quick and found.ran > _LONG:
+            found = self._made[races] = _compiled(self.kernel, races, quick=False)
+        return found
 
 
 # ---- code
@@ -147,12 +156,12 @@ def _compile(kernel: GpuKernel, spaces: Sequence[str], quick: bool) -> _Compiled
     shape = Shape(
         kernel.threads, parsed.shared_bytes, len(parsed.parameters), granules, copies(parsed)
     )
+    jit = _jit(_QUICK if quick else _USUAL)
     if not waits(parsed):
         text, called = loop_text(parsed, kernel.threads, granules)
-        address = _jit(_USUAL).compile_text(text, ["emulate"])["emulate"]
-        return _Compiled(address, shape, called, _functions(called), quick=False)
+        address = jit.compile_text(text, ["emulate"])["emulate"]
+        return _Compiled(address, shape, called, _functions(called), quick)
     text, called = thread_text(parsed, kernel.threads, granules, quick)
-    jit = _jit(_QUICK if quick else _USUAL)
     address = jit.compile_text(text, ["emulate.thread"], split_coroutines)["emulate.thread"]
     shape = shape.of_threads(address, _frame_bytes(address, shape))
     return _Compiled(_runtime()["emu.grid"], shape, called, _functions(called), quick)

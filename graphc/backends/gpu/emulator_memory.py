@@ -36,6 +36,10 @@ class Shape:
     frame: int = 0
     thread: int = 0
 
+    def unordered(self) -> Shape:
+        """The shape of launches whose accesses are not recorded."""
+        return replace(self, granules={})
+
     def of_threads(self, thread: int, frame: int) -> Shape:
         """The shape with threads that begin at an address and have frames of so many bytes."""
         return replace(self, frame=-(-frame // _ALIGN) * _ALIGN, thread=thread)
@@ -108,7 +112,7 @@ class LaunchMemory:
                 start,
                 max(size - row.bytes + 1, 0),
                 row.align - 1,
-                row.bytes // granule if row.ordered else 0,
+                row.bytes // granule if row.ordered and root.space in self.shape.granules else 0,
                 *shadow,
                 granule.bit_length() - 1,
                 int(root.space == "shared"),
