@@ -123,6 +123,37 @@ def shuffles() -> str:
     return "\n".join(lines)
 
 
+ROW_SUMS_END = f"""
+x:
+  {shuffles()}
+  %is0 = icmp eq i32 %lane, 0
+  br i1 %is0, label %put, label %after
+put:
+  %w64 = zext i32 %warp to i64
+  %sp = getelementptr float, ptr addrspace(3) @sums, i64 %w64
+  store float %r1, ptr addrspace(3) %sp, align 4
+  br label %after
+after:
+  BARRIER
+  %leads = icmp eq i32 %t, 0
+  br i1 %leads, label %last, label %out
+last:
+  %j = phi i64 [ 0, %after ], [ %j1, %last ]
+  %tot = phi float [ 0.0, %after ], [ %tot1, %last ]
+  %lp = getelementptr float, ptr addrspace(3) @sums, i64 %j
+  %lv = load float, ptr addrspace(3) %lp, align 4
+  %tot1 = fadd float %tot, %lv
+  %j1 = add i64 %j, 1
+  %jm = icmp slt i64 %j1, 4
+  br i1 %jm, label %last, label %write
+write:
+  %q = getelementptr float, ptr %a1, i64 %c64
+  store float %tot1, ptr %q, align 4
+  br label %out
+out:
+  ret void"""
+
+
 def row_sums(barrier: str = BARRIER) -> GpuKernel:
     """A CTA of four warps adds a row: lanes by shuffles, warps through shared memory."""
     return kernel_of(
@@ -145,34 +176,7 @@ b:
   %next = fadd float %r32, %v
   %k1 = add i64 %k, 128
   br label %h
-x:
-  {shuffles()}
-  %is0 = icmp eq i32 %lane, 0
-  br i1 %is0, label %put, label %after
-put:
-  %w64 = zext i32 %warp to i64
-  %sp = getelementptr float, ptr addrspace(3) @sums, i64 %w64
-  store float %r1, ptr addrspace(3) %sp, align 4
-  br label %after
-after:
-  {barrier}
-  %leads = icmp eq i32 %t, 0
-  br i1 %leads, label %last, label %out
-last:
-  %j = phi i64 [ 0, %after ], [ %j1, %last ]
-  %tot = phi float [ 0.0, %after ], [ %tot1, %last ]
-  %lp = getelementptr float, ptr addrspace(3) @sums, i64 %j
-  %lv = load float, ptr addrspace(3) %lp, align 4
-  %tot1 = fadd float %tot, %lv
-  %j1 = add i64 %j, 1
-  %jm = icmp slt i64 %j1, 4
-  br i1 %jm, label %last, label %write
-write:
-  %q = getelementptr float, ptr %a1, i64 %c64
-  store float %tot1, ptr %q, align 4
-  br label %out
-out:
-  ret void""",
+{ROW_SUMS_END.replace("BARRIER", barrier)}""",
         buffers=2,
         sizes=1,
         threads=128,
@@ -475,3 +479,99 @@ def test_races_are_looked_for_where_a_launch_is_new() -> None:
     kernel.launch(1, [buffer(x)], [32])
     with pytest.raises(EmulatorError, match="race in shared @tile"):
         kernel.launch(1, [buffer(x)], [64])
+
+
+@pytest.mark.parametrize("races", ["none", "shared", "global"])
+@pytest.mark.parametrize("wait", ["", BARRIER])
+def test_private_memory_is_a_threads_own(wait: str, races: str) -> None:
+    kernel = kernel_of(
+        f"""
+  %own = alloca [4 x i64], align 8
+  %t64 = zext i32 %t to i64
+  %at = and i64 %t64, 3
+  %p = getelementptr i64, ptr %own, i64 %at
+  store i64 %t64, ptr %p, align 8
+  {wait}
+  %back = add i64 %at, %s0
+  %q = getelementptr i64, ptr %own, i64 %back
+  %x = load i64, ptr %q, align 8
+  %r = getelementptr i64, ptr %a0, i64 %i
+  store i64 %x, ptr %r, align 8
+  ret void""",
+        buffers=1,
+        sizes=1,
+        threads=64,
+        before=DECLARED,
+    )
+    x = np.zeros(128, np.int64)
+    emulated = EmulatedKernel(kernel)
+    emulated.launch(2, [buffer(x)], [0], races=races)
+    np.testing.assert_array_equal(x, np.tile(np.arange(64), 2))
+    with pytest.raises(EmulatorError, match="load of 8 bytes outside the 32 bytes of private %own"):
+        emulated.launch(2, [buffer(x)], [1], races=races)
+
+
+@pytest.mark.parametrize("wait", ["", BARRIER])
+def test_tables_of_constants(wait: str) -> None:
+    kernel = kernel_of(
+        f"""
+  {wait}
+  %at = zext i32 %t to i64
+  %p = getelementptr i32, ptr addrspace(4) @table, i64 %at
+  %x = load i32, ptr addrspace(4) %p, align 4
+  %r = getelementptr i32, ptr %a0, i64 %at
+  store i32 %x, ptr %r, align 4
+  ret void""",
+        buffers=1,
+        sizes=0,
+        threads=32,
+        before=DECLARED
+        + "@table = internal addrspace(4) constant [32 x i32] ["
+        + ", ".join(f"i32 {i * i}" for i in range(32))
+        + "], align 4",
+    )
+    x = np.zeros(32, np.int32)
+    EmulatedKernel(kernel).launch(1, [buffer(x)], [])
+    np.testing.assert_array_equal(x, np.arange(32) ** 2)
+    text = kernel.text.replace("@table, i64 %at", "@table, i64 40")
+    with pytest.raises(EmulatorError, match="outside the 128 bytes of constant @table"):
+        EmulatedKernel(GpuKernel("k", text, 1, 0, 32)).launch(1, [buffer(x)], [])
+
+
+@pytest.mark.parametrize("races", ["none", "global"])
+def test_atomic_operations(races: str) -> None:
+    kernel = kernel_of(
+        f"""
+  %leads = icmp eq i32 %t, 0
+  br i1 %leads, label %y, label %z
+y:
+  store i64 0, ptr addrspace(3) @count, align 8
+  br label %z
+z:
+  {BARRIER}
+  %old = atomicrmw add ptr addrspace(3) @count, i64 %i monotonic
+  {BARRIER}
+  %all = load i64, ptr addrspace(3) @count, align 8
+  %was = atomicrmw add ptr %a0, i64 %all monotonic
+  %pair = cmpxchg ptr %a1, i64 0, i64 1 monotonic monotonic
+  %won = extractvalue {{ i64, i1 }} %pair, 1
+  br i1 %won, label %w, label %out
+w:
+  %p = getelementptr i64, ptr %a1, i64 1
+  store i64 %i, ptr %p, align 8
+  br label %out
+out:
+  ret void""",
+        buffers=2,
+        sizes=0,
+        threads=64,
+        before=DECLARED + "@count = internal addrspace(3) global [1 x i64] undef, align 16",
+    )
+    for reverse in (False, True):
+        total, record = np.zeros(1, np.int64), np.zeros(4, np.int64)
+        places = [buffer(total), buffer(record)]
+        EmulatedKernel(kernel).launch(3, places, [], reverse=reverse, races=races)
+        assert total[0] == 64 * np.arange(192).sum()
+        assert record.tolist() == [1, 191 if reverse else 0, 0, 0]
+    with pytest.raises(EmulatorError, match="atomic of 8 bytes outside argument 0"):
+        EmulatedKernel(kernel).launch(3, [(0, 0), buffer(record)], [], races=races)

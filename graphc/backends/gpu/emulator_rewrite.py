@@ -76,6 +76,8 @@ class Called:
 class HostText:
     """The host's text while it is written.
 
+    start     lines before the body
+    bases     lines between these that say where a thread's private memory is
     final     the block that each of the kernel's own blocks ends in
     granules  bytes of global and of shared memory that share a shadow, where accesses are recorded
     """
@@ -87,6 +89,7 @@ class HostText:
     sites: list[Site] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     start: list[str] = field(default_factory=list)
+    bases: list[str] = field(default_factory=list)
     faults: list[tuple[str, int, str, str]] = field(default_factory=list)
     final: dict[str, str] = field(default_factory=dict)
     block: str = ""
@@ -208,7 +211,8 @@ class HostText:
     def _line(self, line: str, seen: set[str]) -> None:
         if " = alloca " in line:
             name = line.split(" ", 1)[0]
-            self.start += [line, f"{base_of(self.kernel.roots[name])} = ptrtoint ptr {name} to i64"]
+            self.start.append(line)
+            self.bases.append(f"{base_of(self.kernel.roots[name])} = ptrtoint ptr {name} to i64")
             return
         if found := _INTRINSIC.match(line):
             self.intrinsic(line, found.group(1) or "", found.group(2), arguments(found.group(3)))
@@ -429,6 +433,7 @@ def loop_text(kernel: KernelText, threads: int, granules: Mapping[str, int]) -> 
         "define void @emulate(ptr %emu) nounwind {",
         "emu.begin:",
         *host.start,
+        *host.bases,
         *_LOOPS.format(last=threads - 1, first=kernel.blocks[0][0]).splitlines(),
         *host.patched(),
         *_NEXT.splitlines(),

@@ -287,7 +287,9 @@ def thread_text(
         "define ptr @emulate.thread(ptr %emu, i64 %emu.thread.i64) presplitcoroutine nounwind {",
         "emu.begin:",
         *host.start,
-        *expand(_BEGIN).replace("FIRST", kernel.blocks[0][0]).splitlines(),
+        *expand(_BEGIN).splitlines(),
+        *host.bases,  # private memory is in the frame from here on
+        f"br label %{kernel.blocks[0][0]}",
         *host.patched(),
         "emu.returned:",
         "br label %emu.stop",
@@ -318,7 +320,6 @@ emu.fit:
 %emu.frame = getelementptr i8, ptr %emu.pool, i64 %emu.offset
 %emu.handle = call ptr @llvm.coro.begin(token %emu.id, ptr %emu.frame)
 store i64 %emu.budget, ptr %emu.steps, align 8
-br label %FIRST
 """
 
 _END = """\
