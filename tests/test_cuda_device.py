@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 SCENARIOS = (
     "values",
     "checks",
+    "traced",
     "threads",
     "unloading",
     "out_of_memory",

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define API __attribute__((visibility("default")))
 #define ARGUMENTS 1024
@@ -113,7 +114,11 @@ static void add(List *l, const Work *w) {
 }
 static void perform(Work *w) {
   if (failed) return;
-  if (w->kernel) {
+  if (w->kernel == 2) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    *(double *)w->to = 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
+  } else if (w->kernel) {
     kernels++;
     if (fail_at >= 0 && fail_at-- == 0) failed = FAULT;
     else if (on_kernel)
@@ -264,6 +269,26 @@ API int cuGetErrorString(int code, const char **text) {
   return OK;
 }
 
+/* ---- events ---- */
+API int cuEventCreate(double **e, unsigned f) {
+  (void)f;
+  *e = calloc(1, sizeof **e);
+  return depth ? OK : BAD_CONTEXT;
+}
+API int cuEventDestroy_v2(double *e) { free(e); return OK; }
+API int cuEventRecord(double *e, Stream *s) {
+  Work w = {.kernel = 2, .to = e};
+  return submit(s, &w);
+}
+API int cuEventElapsedTime_v2(float *ms, double *a, double *b) {
+  if (!*a || !*b) return 600; /* not over yet */
+  *ms = (float)(*b - *a);
+  return OK;
+}
+API int cuEventElapsedTime(float *ms, double *a, double *b) {
+  return cuEventElapsedTime_v2(ms, a, b);
+}
+
 /* ---- modules ---- */
 API int cuModuleLoadDataEx(char **m, const char *text, unsigned n, void *o, void **v) {
   (void)n, (void)o, (void)v;
@@ -280,7 +305,6 @@ API int cuModuleGetFunction(char **f, char *m, const char *name) {
 }
 API int cuFuncGetAttribute(int *v, int a, void *f) { (void)a, (void)f; *v = 0; return OK; }
 API int cuFuncSetAttribute(void *f, int a, int v) { (void)f, (void)a, (void)v; return OK; }
-API int cuEventDestroy_v2(void *e) { (void)e; return OK; }
 
 /* ---- what PyCUDA names and nothing here uses ---- */
 #define UNUSED(name) API int name(void) { return 801; }
@@ -291,8 +315,7 @@ UNUSED(cuCtxDisablePeerAccess) UNUSED(cuCtxEnablePeerAccess) UNUSED(cuCtxGetApiV
 UNUSED(cuCtxGetCacheConfig) UNUSED(cuCtxGetLimit) UNUSED(cuCtxGetSharedMemConfig)
 UNUSED(cuCtxSetCacheConfig) UNUSED(cuCtxSetLimit) UNUSED(cuCtxSetSharedMemConfig)
 UNUSED(cuDeviceCanAccessPeer) UNUSED(cuDeviceGetByPCIBusId) UNUSED(cuDeviceGetPCIBusId)
-UNUSED(cuEventCreate) UNUSED(cuEventElapsedTime) UNUSED(cuEventElapsedTime_v2)
-UNUSED(cuEventQuery) UNUSED(cuEventRecord) UNUSED(cuEventSynchronize) UNUSED(cuFuncSetBlockShape)
+UNUSED(cuEventQuery) UNUSED(cuEventSynchronize) UNUSED(cuFuncSetBlockShape)
 UNUSED(cuFuncSetCacheConfig) UNUSED(cuFuncSetSharedSize) UNUSED(cuFuncSetSharedMemConfig)
 UNUSED(cuIpcCloseMemHandle) UNUSED(cuIpcGetEventHandle) UNUSED(cuIpcGetMemHandle)
 UNUSED(cuIpcOpenEventHandle) UNUSED(cuIpcOpenMemHandle) UNUSED(cuIpcOpenMemHandle_v2)

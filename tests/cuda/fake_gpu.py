@@ -117,6 +117,17 @@ def checks() -> None:
             np.testing.assert_array_equal(session.get_value(w), expected)
 
 
+def traced() -> None:
+    """A trace has the device's own times."""
+    m = Model()
+    trace = gx.Trace()
+    with gx.Session(device="gpu") as session:
+        session.run(m.init)
+        session.run([m.y, m.step], m.fed(3), gx.RunOptions(trace=trace))
+    assert len(trace.events) > 1
+    assert all(e.seconds > 0 and e.start >= 0 for e in trace.events), trace.events
+
+
 def threads() -> None:
     """Threads that come and go share a session; a context left in one would end the process."""
     m = Model()

@@ -57,6 +57,19 @@ class _Function:
         self.threads = threads
 
 
+class _Mark:
+    """An event, which is the device's again when this goes: only there PyCUDA can free it."""
+
+    __slots__ = ("_free", "event")
+
+    def __init__(self, event: Any, free: deque[Any]) -> None:
+        self.event = event
+        self._free = free
+
+    def __del__(self) -> None:
+        self._free.append(self.event)
+
+
 class _Active:
     """The device's context is current in this thread.
 
@@ -103,6 +116,7 @@ class CudaDevice:
         self._functions = weakref.WeakValueDictionary()
         self._modules: dict[int, Any] = {}  # by what was made of each
         self._unused: deque[int] = deque()
+        self._events: deque[Any] = deque()  # that nobody uses
         self._recent: deque[_Function] = deque(maxlen=RECENT)
         try:
             cuda.init()
@@ -157,6 +171,7 @@ class CudaDevice:
                 self._stream.synchronize()
             self._recent.clear()
             self._modules.clear()
+            self._events.clear()
             self._allocations.clear()
             del self._stream, self._recording_stream
 
@@ -253,6 +268,16 @@ class CudaDevice:
         self._require_sound()
         with self._failures():
             self._queue.synchronize()
+
+    def mark(self) -> _Mark:
+        event = self._events.pop() if self._events else self._cuda.Event()
+        with self._failures():
+            event.record(self._queue)
+        return _Mark(event, self._events)
+
+    def seconds(self, begun: _Mark, ended: _Mark) -> float:
+        with self._failures():
+            return 1e-3 * float(begun.event.time_till(ended.event))
 
     def capture(self, record: Callable[[], None]) -> Callable[[], None]:
         with self._lock:

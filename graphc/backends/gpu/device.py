@@ -91,6 +91,14 @@ class Device(Protocol):
         """Wait for all that was asked for; raises DeviceError if a kernel faulted."""
         ...
 
+    def mark(self) -> Any:
+        """The moment at which all is done that was asked for so far."""
+        ...
+
+    def seconds(self, begun: Any, ended: Any) -> float:
+        """The time between two moments that are over."""
+        ...
+
     def capture(self, record: Callable[[], None]) -> Callable[[], None]:
         """Record what `record` asks for without doing it; calling the result does it at once.
 

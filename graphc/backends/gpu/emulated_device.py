@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -108,6 +109,12 @@ class EmulatedDevice:
 
     def synchronize(self) -> None:
         pass
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, begun: float, ended: float) -> float:
+        return ended - begun
 
     def capture(self, record: Callable[[], None]) -> Callable[[], None]:
         recorded: list[Callable[[], None]] = []

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 WIDEST = 16
 """Bytes that kernels read at once: an array that lies between is copied to where it does not."""
 
+SLOW = 0.02
+"""Seconds; a run that takes longer can be interrupted until it writes state."""
+
 LOOK_AFTER = 16
 """Steps of a run with a deadline after which it looks at the time."""
 
@@ -150,8 +153,8 @@ class GpuRun:
 
     @property
     def _looks(self) -> bool:
-        """Whether the host has to look at the checks before state is written."""
-        return bool(self.plan.checks and self.layout.after)
+        """Whether the host has a look before state is written: at checks, or for a signal."""
+        return bool(self.layout.after and (self.plan.checks or self.seat.slow))
 
     def go(self, trace: Trace | None, deadline: float | None) -> list[Any]:
         """Run and return the outputs."""
@@ -162,8 +165,9 @@ class GpuRun:
             if trace is None and deadline is None:
                 replay = self.seat.replay(self._key(), self._record)
             if replay is None:
-                work = self._steps(trace, deadline)
-                _, interrupt = uninterrupted(work)
+                began = time.perf_counter()
+                _, interrupt = uninterrupted(self._steps(trace, deadline))
+                self.seat.slow = time.perf_counter() - began > SLOW
             else:
                 self._replay(replay)
             idle = True
@@ -287,26 +291,25 @@ class _Owner:
 
 
 class _Clock:
-    """Launches steps and, for a trace, takes their times."""
+    """Launches steps and, for a trace, has the device note when each begins and ends."""
 
     def __init__(self, run: GpuRun, trace: Trace | None) -> None:
         self._run = run
         self._trace = trace
-        self._times: list[tuple[Launch, float, float]] = []
-        if trace is not None:
-            run.device.synchronize()
+        self._times: list[tuple[Launch, Any, Any]] = []
 
     def time(self, launch: Launch) -> None:
         """Launch a step."""
-        begun = time.perf_counter()
+        if self._trace is None:
+            self._run._launch(launch)
+            return
+        begun = self._run.device.mark()
         self._run._launch(launch)
-        if self._trace is not None:
-            self._run.device.synchronize()
-            self._times.append((launch, begun, time.perf_counter()))
+        self._times.append((launch, begun, self._run.device.mark()))
 
     def note(self) -> None:
-        """Tell the trace."""
-        plan = self._run.plan
+        """Tell the trace; everything has been done."""
+        plan, device = self._run.plan, self._run.device
         if self._trace is None:
             return
         for launch, begun, ended in self._times:
@@ -315,8 +318,8 @@ class _Clock:
             amount = work(kernel, sizes)
             self._trace.add(
                 step.label,
-                begun - self._times[0][1],
-                ended - begun,
+                device.seconds(self._times[0][1], begun),
+                device.seconds(begun, ended),
                 launch.blocks,
                 step.locs,
                 (amount.flops, amount.bytes),

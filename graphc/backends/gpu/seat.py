@@ -63,10 +63,12 @@ class Seat:
     """Host memory that one copy fills the device's from, and that one copy back fills.
 
     on_device  whether outputs stay on the device
+    slow       whether its runs take long enough to be interrupted
     """
 
     def __init__(self, layout: Layout, address: int, staging: Array, on_device: bool) -> None:
         self.layout = layout
+        self.slow = False
         start, end = layout.copied_in
         low, high = layout.copied_out
         if on_device:
