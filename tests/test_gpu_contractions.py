@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_contractions
 from contraction_reference import acc, matmul, matmul_buffers, noise, op, plain, reference, value
 from test_contractions import CONVS, KINDS, Conv, N
 
@@ -164,6 +165,25 @@ def test_strided_operands_without_any_contiguous_axis() -> None:
     c = Contraction((), (30,), (13,), (40,), a, b, (float32,) * 3, stores, float32)
     rng = np.random.default_rng(0)
     check(c, [noise(rng, n, float32) for n in (4200, 2800, 800)])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_contraction_in_a_random_tile(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the CPU's kernels are tried with: batch axes, guards, sizes known and unknown."""
+
+    def check_in_tile(c: Contraction, buffers: Sequence[np.ndarray], sizes: Sizes) -> None:
+        table = SINGLE if c.dtype is float32 else DOUBLE
+        check(c, buffers, sizes, table[seed % len(table)])
+
+    monkeypatch.setattr(test_contractions, "check", check_in_tile)
+    test_contractions.test_random_contraction(seed)
+
+
+@pytest.mark.parametrize("tile", [None, SINGLE[3]], ids=["threads", "tile"])
+def test_sizes_of_nothing(tile: Tile | None) -> None:
+    for rows, cols, depth in [(0, 5, 3), (3, 0, 4), (70, 40, 0), (0, 0, 0)]:
+        c = matmul(rows, cols, depth)
+        check(c, matmul_buffers(c, rows, cols, depth), tile=tile)
 
 
 # ---- convolutions

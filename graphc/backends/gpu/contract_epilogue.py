@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from graphc.backends.codegen.contract_access import (
     Group,
@@ -45,10 +46,12 @@ LIGHT = 24
 
 @dataclass(frozen=True)
 class Spot:
-    """Elements of C: the flat indices of batch, m and n of the first, and the sums of all."""
+    """Elements of C: the flat indices of batch, m and n of the first, the sums of all, and whether
+    they exist ('' if they do)."""
 
     flat: tuple[str, str, str]
     sums: Sequence[str]
+    exists: str = ""
 
 
 def accesses_of(c: Contraction) -> list[Access]:
@@ -86,13 +89,16 @@ def fast_group(c: Contraction) -> int:
     return N
 
 
+def is_light(c: Contraction) -> bool:
+    """Whether the epilogue is short enough to be written out several times."""
+    found = [e for e in expressions_of(c) if e.op not in ("const", "load", "acc")]
+    return len(found) <= LIGHT and all(e.op not in HEAVY for e in found)
+
+
 def neighbours(c: Contraction, fast: int) -> int:
     """How many elements a thread computes at once."""
     group = groups(c)[fast]
-    light = [e for e in expressions_of(c) if e.op not in ("const", "load", "acc")]
-    if len(light) > LIGHT or any(e.op in HEAVY for e in light):
-        return 1
-    count = WIDEST
+    count = WIDEST if is_light(c) else 1
     while count > 1:
         if factor(group.extents[-1] if group.axes else 1) % count == 0 and any(
             adjacent(store.access, group, count) for store in c.stores
@@ -100,6 +106,13 @@ def neighbours(c: Contraction, fast: int) -> int:
             return count
         count //= 2
     return 1
+
+
+def reads_along(c: Contraction, which: int) -> bool:
+    """Whether the epilogue reads something else at each index of a group."""
+    group = groups(c)[which]
+    loads = (e for e in expressions_of(c) if e.op in ("load", "gather"))
+    return any(flat_step(e.value[0], group) != 0 for e in loads)
 
 
 class Epilogue:
@@ -112,19 +125,28 @@ class Epilogue:
         self.operands = {a: Operand(f, a, c.bufs[a.buf].itemsize, axes) for a in accesses_of(c)}
         self.spot = Spot(("0", "0", "0"), ())
         self.values: dict[Expr, list[str]] = {}
+        self.exists = ""  # what is read only where this holds
 
     def know(self, which: int, flat: str) -> None:
         """Work out what depends on one group, before a loop that moves the others."""
         for operand in self.operands.values():
             part_of(self.f, operand, self.groups[which], flat)
 
-    def emit(self, spot: Spot) -> None:
-        """All stores of the neighbours at a spot: every expression is read before the first is
+    def emit(self, spots: Sequence[Spot]) -> None:
+        """All stores of the neighbours at some spots: every expression is read before the first is
         written."""
-        self.spot = spot
-        self.values = {}
-        results = [self._value(store.expr) for store in self.c.stores]
-        indices = [None if s.index is None else self._value(s.index) for s in self.c.stores]
+        made = []
+        for spot in spots:
+            self.spot, self.values, self.exists = spot, {}, spot.exists
+            results = [self._value(store.expr) for store in self.c.stores]
+            indices = [None if s.index is None else self._value(s.index) for s in self.c.stores]
+            made.append((results, indices))
+        self.exists = ""
+        for spot, (results, indices) in zip(spots, made, strict=True):
+            self.spot = spot
+            self.f.where(spot.exists, partial(self._store_all, results, indices))
+
+    def _store_all(self, results: Sequence[list[str]], indices: Sequence[list[str] | None]) -> None:
         for store, result, index in zip(self.c.stores, results, indices, strict=True):
             self._store(store, result, index)
 
@@ -202,7 +224,8 @@ class Epilogue:
         """The address of neighbour j and whether it is inside, '' for always."""
         operand = self.operands[access]
         record = self._record(operand, j)
-        return located(self.f, operand, pointer_to(self.f, operand, record), record)
+        address, inside = located(self.f, operand, pointer_to(self.f, operand, record), record)
+        return address, both(self.f, self.exists, inside)
 
     def _uniform(self, access: Access) -> bool:
         """Whether all neighbours read the same element."""
@@ -271,18 +294,8 @@ class Epilogue:
         return self.f.value(f"zext i1 {x} to i8") if dtype.is_bool else x
 
     def _guarded_store(self, typed: str, align: int, place: tuple[str, str]) -> None:
-        f = self.f
         address, inside = place
-        text = f"store {typed}, ptr {address}, align {align}"
-        if not inside:
-            f.emit(text)
-            return
-        yes, no = f.fresh("in"), f.fresh("out")
-        f.branch_if(inside, yes, no)
-        f.label(yes)
-        f.emit(text)
-        f.branch(no)
-        f.label(no)
+        self.f.where(inside, partial(self.f.emit, f"store {typed}, ptr {address}, align {align}"))
 
 
 def _bit(fill: str) -> str:

@@ -9,7 +9,8 @@ Imports: contract_text, contract_epilogue, contract_tiling, codegen.text, kernel
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from graphc.backends.codegen.contract_access import both
 from graphc.backends.codegen.text import scalar_type
@@ -19,7 +20,9 @@ from graphc.backends.gpu.contract_epilogue import (
     N,
     Spot,
     fast_group,
+    is_light,
     neighbours,
+    reads_along,
 )
 from graphc.backends.gpu.contract_text import DeviceText, groups, indexed, size_of
 from graphc.dims import factor
@@ -92,6 +95,7 @@ class Finish:
             width = min(width, self.stage.run)
         self.width = width
         self.vectors = pad % 2 == 0
+        self.together = is_light(c) and reads_along(c, M + N - self.fast)
 
     def emit(
         self,
@@ -160,15 +164,24 @@ class Finish:
             self._known_column(first[1], column)
         else:
             row = self._tile_row(near, part)
-        loop = f.open_loop(far, slow, step)
+        # what is read comes late: two spots ask for it at once
+        spots = 2 if self.together and slow % (2 * step) == 0 else 1
+        loop = f.open_loop(far, slow, spots * step)
         f.bound(loop.index, 0, slow)
-        if self.fast == N:
-            local = loop.index
-            row = self._tile_row(local, part)
+        found = []
+        for i in range(spots):
+            moved = f.add(loop.index, i * step)
+            if self.fast == N:
+                local, row = moved, self._tile_row(moved, part)
+            else:
+                local, column = near, moved
+            at = f.mul(f.add(f.mul(local, stage.stride), column), self.size)
+            found.append(self._spot(f.shared_at(shared, at), batch, first, row, column))
+        if spots == 1:
+            (spot,) = found
+            f.where(spot.exists, partial(self.epilogue.emit, [replace(spot, exists="")]))
         else:
-            local, column = near, loop.index
-        address = f.shared_at(shared, f.mul(f.add(f.mul(local, stage.stride), column), self.size))
-        self._element(address, batch, first, row, column)
+            self.epilogue.emit(found)
         f.close_loop(loop)
 
     def _known_column(self, first: str, column: str) -> None:
@@ -177,23 +190,13 @@ class Finish:
     def _flat(self, which: int, first: str, moved: str) -> str:
         return indexed(self.f, groups(self.c)[which], self.f.add(first, moved))
 
-    def _element(
+    def _spot(
         self, address: str, batch: str, first: tuple[str, str], row: str, column: str
-    ) -> None:
-        """The epilogue of the neighbours whose sums begin at an address, where they exist."""
-        f = self.f
+    ) -> Spot:
+        """The neighbours whose sums begin at an address."""
         m, n = self._flat(M, first[0], row), self._flat(N, first[1], column)
-        exists = both(f, self._exists(M, m), self._exists(N, n))
-        sums = self._sums(address)
-        if not exists:
-            self.epilogue.emit(Spot((batch, m, n), sums))
-            return
-        yes, no = f.fresh("store"), f.fresh("stored")
-        f.branch_if(exists, yes, no)
-        f.label(yes)
-        self.epilogue.emit(Spot((batch, m, n), sums))
-        f.branch(no)
-        f.label(no)
+        exists = both(self.f, self._exists(M, m), self._exists(N, n))
+        return Spot((batch, m, n), self._sums(address), exists)
 
     def _exists(self, which: int, flat: str) -> str:
         """Whether a row or column of the tile is one of C's; '' if all are."""

@@ -8,7 +8,7 @@ Imports: codegen.text, codegen.contract_access, kernel, dims, types.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from graphc.backends.codegen.contract_access import (
     Group,
@@ -217,6 +217,18 @@ class DeviceText(FunctionText):
             self.label(no)
             found.append(self.value(f"phi {kind} [ {outside}, %{before} ], [ {one}, %{yes} ]"))
         return found
+
+    def where(self, condition: str, emit: Callable[[], None]) -> None:
+        """What `emit` writes, run where a condition holds: '' for always."""
+        if not condition:
+            emit()
+            return
+        yes, no = self.fresh("in"), self.fresh("out")
+        self.branch_if(condition, yes, no)
+        self.label(yes)
+        emit()
+        self.branch(no)
+        self.label(no)
 
     def module(self) -> str:
         """The whole module."""

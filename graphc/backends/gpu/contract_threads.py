@@ -65,7 +65,7 @@ class _Threads:
                 record = sum_records(f, record, part)
             parts.append(record)
         total_sum = self._summed(0, parts[0], parts[1], float_literal(0.0, self.scalar))
-        self.epilogue.emit(Spot(spot, (total_sum,)))
+        self.epilogue.emit([Spot(spot, (total_sum,))])
         f.branch(done)
         f.label(done)
 
