@@ -93,7 +93,8 @@ class _Fuser:
         )
         merge_siblings(self.groups, self.group_of, self._bases)
         join_readers(self.groups, self.group_of, self._bases, self._fits)
-        recompute(self.groups, self.group_of, self.views, self.uniforms, self.roots)
+        known = self.group_of, self._bases, self.views, self.uniforms
+        recompute(self.groups, *known, self.roots)
         kept = {id(self.views.of(t).base) for t in self.program.roots}
         placed = store_parts(self.groups, self.group_of, self.views, kept)
         stored = self._stored()
@@ -320,6 +321,8 @@ class _Fuser:
     def _merge_inputs(self, t: Tensor, group: Group) -> Group:
         """Before t joins, bring the groups of its other inputs together where that is safe."""
         numbers = {g.number for b in self._bases(t) if (g := self.group_of.get(id(b))) is not None}
+        if len(numbers) == 1:
+            return group
         for number in sorted(numbers, reverse=True):
             other = self.groups[number]
             if other is group or not other.members:

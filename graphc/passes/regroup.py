@@ -151,13 +151,14 @@ def _follow(first: Group, second: Group, group_of: GroupOf, bases: Bases, fits: 
 def recompute(
     groups: Sequence[Group],
     group_of: GroupOf,
+    bases: Bases,
     views: Views,
     uniforms: Uniforms,
     roots: set[int],
 ) -> None:
     """Let groups compute cheap values anew that they would read, where reading what these are
     made of is no more; the group that made them need not write them then."""
-    work = _Recompute(group_of, views, uniforms)
+    work = _Recompute(group_of, bases, views, uniforms)
     for group in groups:
         for t in group.members:
             work.note(group, t)
@@ -170,8 +171,9 @@ def recompute(
 
 
 class _Recompute:
-    def __init__(self, group_of: GroupOf, views: Views, uniforms: Uniforms) -> None:
+    def __init__(self, group_of: GroupOf, bases: Bases, views: Views, uniforms: Uniforms) -> None:
         self.group_of = group_of
+        self.bases = bases
         self.views = views
         self.uniforms = uniforms
         self.readers: dict[int, list[tuple[Group, Tensor, Tensor]]] = {}
@@ -182,10 +184,12 @@ class _Recompute:
     def note(self, group: Group, t: Tensor) -> None:
         """Take down what a member reads."""
         operands = (t,) if t.node.kind == "view" else t.node.inputs
-        for i in operands:
-            base = self.views.source(t).base if t.node.kind == "view" else self.views.of(i).base
+        if not operands:
+            return  # computed of nothing: it has no array either
+        reads = self.reads.setdefault(group.number, set())
+        for i, base in zip(operands, self.bases(t), strict=True):
             self.readers.setdefault(id(base), []).append((group, t, i))
-            self.reads.setdefault(group.number, set()).add(id(base))
+            reads.add(id(base))
 
     def consider(self, group: Group, t: Tensor) -> None:
         if t.node.op.name not in CHEAP or group.level[id(t)] != FULL:
