@@ -70,7 +70,7 @@ def compare(c: Contraction, target: Target, buffers: list[Array], sizes: dict[st
 def test_packed_panels_give_the_same_bits(target: Target, seed: int) -> None:
     rng = random.Random(seed)
     dtype = rng.choice([float32, float64])
-    m = rng.choice([5, 6, 7, 12, 13, 61, 150])
+    m = rng.choice([9, 11, 12, 13, 14, 61, 150])
     n = rng.choice([9, 16, 17, 24, 40, 130, 270])
     k = rng.choice([2, 16, 33, 256, 300, 700])
     c = matmul(m, n, k, dtype, tb=rng.random() < 0.5)
@@ -101,8 +101,8 @@ def test_batches_have_panels_of_their_own() -> None:
 
 
 def test_the_interpreter_of_scalars_reads_panels() -> None:
-    c = matmul(5, 19, 4, batch=(2,))
-    buffers = matmul_buffers(c, 5, 19, 4, batch=2)
+    c = matmul(9, 19, 4, batch=(2,))
+    buffers = matmul_buffers(c, 9, 19, 4, batch=2)
     wanted = [x.copy() for x in buffers]
     interpret_contraction(c, wanted, {})
     contraction, got = packed_form(c, AVX2, buffers, {})

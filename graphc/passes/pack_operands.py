@@ -43,7 +43,7 @@ BLOCK_ROWS = 384
 UNKNOWN_ROWS = 256
 """Rows of C where their number is known only at run time, and how many products share B."""
 
-FEW_ROWS = 4
+FEW_ROWS = 8
 """Up to so many rows read B where it lies."""
 
 COMPUTED = 4

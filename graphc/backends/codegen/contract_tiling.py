@@ -49,15 +49,18 @@ EVEN = 4
 SPREAD_ROWS = 32
 """Fewest rows worth a block of their own when the number of rows is known only at run time."""
 
-IN_PLACE_ROWS = 4
+IN_PLACE_ROWS = 8
 """Most rows of C for which a vector of B is read where it lies instead of being packed."""
+
+FEWEST_ROWS = 4
+"""The same where code has to serve any number of rows."""
 
 STREAMED_ROWS = 16
 """Most rows of C that wait for memory rather than compute where B is packed: they read a panel of B
 once, while the next is asked for."""
 
 IN_PLACE_SUMS = 8
-"""Accumulators of a register tile that reads B in place."""
+"""Accumulators of a register tile that reads B in place; two vectors wide it may have more."""
 
 SKIPPED_RUN = 8
 """Fewest steps of k in a run worth a test whether to skip it."""
@@ -243,7 +246,8 @@ def tile(c: Contraction, target: Target) -> Tiling:
     if not c.panel and _reads_in_place(right, rows, cols, k):
         half = False
         pack_right = Packing("direct", len(cols.axes))
-        vectors = min(IN_PLACE_SUMS // tile_rows, max(-(-assumed_size(cols) // lanes), 1))
+        most = max(IN_PLACE_SUMS // tile_rows, 2 if tile_rows <= target.rows[1] else 1)
+        vectors = min(most, max(-(-assumed_size(cols) // lanes), 1))
     few_rows: tuple[tuple[int, int, int], ...] = ()
     windows = in_place and guards_axis(left, k.axes[-in_runs])
     merged = None
@@ -254,11 +258,11 @@ def tile(c: Contraction, target: Target) -> Tiling:
         pack_right = packing_of(right, cols, k, broadcast=False)
     elif _may_be_few(rows.size) and not skips and not windows:
         if c.panel:
-            low = min(IN_PLACE_ROWS, tile_rows)
+            low = min(FEWEST_ROWS, tile_rows)
             most = STREAMED_ROWS if in_place else low
             few_rows = ((1, 1, vectors), (most, low, vectors))
         elif _lies_in_vectors(right, cols, k):
-            low = min(IN_PLACE_ROWS, tile_rows)
+            low = min(FEWEST_ROWS, tile_rows)
             few_rows = ((1, 1, 4), (low, low, 2))
     fused = in_runs if in_place else pack_left.fused if skips else 0
     depth = _depth(k, fused)
@@ -275,8 +279,8 @@ def tile(c: Contraction, target: Target) -> Tiling:
         if near and not merged:
             block_rows = min(block_rows, near)
         whole = isinstance(k.size, int) and k.size <= depth
-        most_few = max((n for n, _, _ in few_rows), default=IN_PLACE_ROWS)
-        few = (-(-most_few // tile_rows) + (most_few > IN_PLACE_ROWS)) * tile_rows
+        most_few = max((n for n, _, _ in few_rows), default=FEWEST_ROWS)
+        few = (-(-most_few // tile_rows) + (most_few > FEWEST_ROWS)) * tile_rows
         runs, sums = _runs(k, pack_left.fused, depth), max(few, tile_rows if whole else block_rows)
         cut = 0
         if windows:
@@ -388,10 +392,10 @@ def _spread(rows: Group, cols: Group, block_cols: int) -> int:
 
 
 def _may_be_few(rows: DimLike) -> bool:
-    """Whether a number of rows known only at run time may be one to IN_PLACE_ROWS."""
+    """Whether a number of rows known only at run time may be one to FEWEST_ROWS."""
     if isinstance(rows, int):
         return False
-    return len(rows.terms) > 1 or rows.terms[0][1] <= IN_PLACE_ROWS
+    return len(rows.terms) > 1 or rows.terms[0][1] <= FEWEST_ROWS
 
 
 def _reads_in_place(right: Access, rows: Group, cols: Group, k: Group) -> bool:
