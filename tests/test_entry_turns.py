@@ -1,7 +1,8 @@
-"""Native entries that let go of the GIL and use variables: they take turns like everybody else."""
+"""Native entries of longer runs: turns at variables without the GIL, and memory of their own."""
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc.backends.llvm import entry_function
+from graphc.backends.llvm import contexts, entry_function
 from graphc.backends.llvm.entry import CALLS_BEFORE, LONG_WORK
 from graphc.read_write_lock import ReadWriteLock
 from graphc.session import NATIVE_AFTER
@@ -237,3 +238,33 @@ def test_an_exception_while_others_are_told_comes_after_the_run(
     assert turns.value == 0
     store._lock.settle()
     assert session.get_value(v)[0] == before + count
+
+
+def test_entries_keep_large_arenas_within_bounds(
+    slow: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = gx.placeholder("f32", (None,), name="x")
+    values = np.ones(1 << 19, "f4")
+
+    def made(n: int) -> Callable[..., Any]:
+        between = gx.cumsum(x * n)  # two megabytes that one step writes and another reads
+        return gx.Session(threads=1).make_callable(gx.sum(gx.cumsum(between[::-1])), [x])
+
+    def is_native(call: Callable[..., Any]) -> bool:
+        for _ in range(HOT):
+            call(values)
+        before = len(slow)
+        call(values)
+        return len(slow) == before
+
+    gc.collect()
+    taken = sum(share.bytes for share in contexts._shares)
+    first, second = made(1), made(2)
+    monkeypatch.setattr(contexts, "SHARED_BYTES", taken + (5 << 20))
+    idle = contexts.idle_bytes()
+    assert is_native(first)
+    assert contexts.idle_bytes() - idle >= 2 << 20
+    assert not is_native(second)
+    del first
+    gc.collect()
+    assert is_native(second)

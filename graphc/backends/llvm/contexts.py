@@ -21,6 +21,10 @@ LARGEST_PART = 4
 """Memory is taken over from a context that has at most this many times as much."""
 
 
+SHARED_BYTES = 1 << 27
+"""Large arenas that native entries may keep for themselves, in the whole process."""
+
+
 class Bound:
     """The tables of one set of sizes and the contexts not in use now."""
 
@@ -90,5 +94,29 @@ def _idle() -> list[tuple[Bound, Context]]:
 
 
 def idle_bytes() -> int:
-    """Bytes of large arenas that no run uses now."""
-    return sum(c.memory.nbytes for _, c in _idle())
+    """Bytes of large arenas that no run uses now, or that native entries have."""
+    with _lock:
+        shares = sum([share.bytes for share in _shares])
+    return sum(c.memory.nbytes for _, c in _idle()) + shares
+
+
+class Share:
+    """A native entry's leave to keep an arena, for as long as this object is there."""
+
+    def __init__(self, size: int) -> None:
+        self.bytes = size
+
+
+_shares: weakref.WeakSet[Share] = weakref.WeakSet()
+"""Of large arenas."""
+
+
+def grant(size: int) -> Share | None:
+    """Leave to keep an arena of this size; None while SHARED_BYTES are kept already."""
+    share = Share(size)
+    if size >= MAPPED_BYTES:  # smaller ones stay with their sizes anyway
+        with _lock:
+            if sum([other.bytes for other in _shares]) + size > SHARED_BYTES:
+                return None
+            _shares.add(share)
+    return share

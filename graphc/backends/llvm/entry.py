@@ -4,7 +4,7 @@ A `NativeEntry` begins with a slow callable and knows no shapes; `call` then doe
 does.  Shapes that come again and again get a case: tables of their own, which the one native
 function of the process recognises and runs.  A new size therefore compiles nothing.  Only runs
 that are short and need little memory get cases; the others would gain nothing.
-Imports: entry_text, entry_function, executable, tables, memory, forks, native_self.
+Imports: entry_text, entry_function, executable, contexts, tables, memory, native_self.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any, Protocol
@@ -20,12 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from graphc.backends.llvm import entry_text as at
+from graphc.backends.llvm.contexts import Share, grant
 from graphc.backends.llvm.entry_function import kind_of, native_function
 from graphc.backends.llvm.executable import LLVMExecutable
-from graphc.backends.llvm.memory import MAPPED_BYTES, RECYCLED_BYTES, Array, address_of
+from graphc.backends.llvm.memory import RECYCLED_BYTES, Array, address_of
 from graphc.backends.llvm.tables import Context, Layout, Words
 from graphc.dims import Sizes
-from graphc.forks import new_lock
 from graphc.native_self import Table
 
 FORMS = ("bare", "list", "tuple")
@@ -41,9 +40,6 @@ SHAPES_NOTED = 256
 
 CASE_BYTES = 1 << 26
 """A case keeps the plan's scratch memory for itself, so there are none above this many bytes."""
-
-LARGE_BYTES = 1 << 27
-"""Scratch memory that all cases of the process may keep from other plans that could use it."""
 
 LONG_WORK = 16384
 """Element operations, some tens of microseconds, from which a run lets other threads go on.
@@ -230,7 +226,7 @@ class NativeEntry(Table):
             return True
         gate, wanted, state = found
         old = next((c for c in self._cases if c.shapes == shapes), None)
-        share = _share(layout.arena_bytes) if old is None else old.share
+        share = grant(layout.arena_bytes) if old is None else old.share
         if share is None:
             return True
         total = held.total if held is not None else 0
@@ -265,35 +261,13 @@ class NativeEntry(Table):
         self._retired = [c for c in [*self._retired, old] if c is not None and c.words[0]]
 
 
-class _Share:
-    """Scratch memory that a case keeps."""
-
-    def __init__(self, size: int) -> None:
-        self.bytes = size
-
-
-_shares: weakref.WeakSet[_Share] = weakref.WeakSet()
-_shares_lock = new_lock()
-
-
-def _share(size: int) -> _Share | None:
-    """Leave to keep so much; None while cases keep LARGE_BYTES already."""
-    share = _Share(size)
-    if size >= MAPPED_BYTES:  # plans do not share what is smaller
-        with _shares_lock:
-            if sum([other.bytes for other in _shares]) + size > LARGE_BYTES:
-                return None
-            _shares.add(share)
-    return share
-
-
 class _Case:
     """The tables and the memory of one set of shapes."""
 
     number = 0
     total = 0  # of the words of what it keeps
     gate: ctypes.c_int64 | None = None
-    share: _Share | None = None
+    share: Share | None = None
 
     def __init__(
         self,
