@@ -190,7 +190,7 @@ def digits(check: Check) -> Result:
     found = {d: _digits(d, data, steps, batch) for d in (check.device, "cpu")}
     for device, one in found.items():
         print(f"  {device}: accuracy {one['accuracy']:.4f}, {one['ms_per_step']:.3f} ms per step")
-    loss = max(0.0, found["cpu"]["accuracy"] - found[check.device]["accuracy"])
+    loss = found["cpu"]["accuracy"] - found[check.device]["accuracy"]  # NaN reaches nothing
     check.goal("digits: accuracy lost", loss, 0.01, at_most=True)
     return {"steps": steps, "batch": batch, **found}
 

@@ -106,9 +106,8 @@ class CudaDevice:
 
         self._cuda: Any = cuda
         self.name = f"gpu:{number}"
-        self._failed = ""
+        self.failed = ""
         self.dlpack = (CUDA, number)
-        self._process = os.getpid()
         self._thread = _Thread()
         self._lock = threading.RLock()
         self._allocations: dict[int, Any] = {}
@@ -140,27 +139,19 @@ class CudaDevice:
         except cuda.Error as error:
             raise DeviceError(f"{self.name} cannot be used: {error}") from None
         self._graphs = GraphDriver()
+        _open.add(self)
         atexit.register(self._close)
-
-    @property
-    def failed(self) -> str:
-        """Why nothing works on it any more, or ''."""
-        if os.getpid() != self._process:
-            return (
-                f"{self.name} was used before this process was forked, which no GPU survives: "
-                "start processes with the 'spawn' method"
-            )
-        return self._failed
 
     def active(self) -> AbstractContextManager[Any]:
         if self._thread.inside:
             return contextlib.nullcontext()
-        self._require_sound()
+        if self.failed:
+            raise DeviceError(self.failed)
         return _Active(self)
 
     def _close(self) -> None:
         """At exit: wait for the device and drop everything while there is a context for it."""
-        if os.getpid() != self._process:
+        if self in _forked:
             return
         self._thread.inside = False
         for _ in range(self._thread.pushed):
@@ -266,8 +257,10 @@ class CudaDevice:
 
     def synchronize(self) -> None:
         self._require_sound()
-        with self._failures():
+        try:
             self._queue.synchronize()
+        except self._cuda.Error as error:
+            raise self._failure(error) from None
 
     def mark(self) -> _Mark:
         event = self._events.pop() if self._events else self._cuda.Event()
@@ -301,9 +294,8 @@ class CudaDevice:
     # ---- failures
 
     def _require_sound(self) -> None:
-        failed = self.failed
-        if failed:
-            raise DeviceError(failed)
+        if self.failed:
+            raise DeviceError(self.failed)
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -317,11 +309,27 @@ class CudaDevice:
         try:
             self._cuda.Context.synchronize()
         except self._cuda.Error:
-            self._failed = (
-                f"{self.name} failed and cannot be used any more in this process: {error}"
-            )
-            return DeviceError(self._failed)
+            self.failed = f"{self.name} failed and cannot be used any more in this process: {error}"
+            return DeviceError(self.failed)
         return DeviceError(f"{self.name}: {error}")
+
+
+_open: weakref.WeakSet[CudaDevice] = weakref.WeakSet()
+_forked: weakref.WeakSet[CudaDevice] = weakref.WeakSet()
+"""Devices that the parent of this process opened."""
+
+
+def _in_child() -> None:
+    for device in list(_open):
+        _forked.add(device)
+        device.failed = (
+            f"{device.name} was used before this process was forked, which no GPU survives: start "
+            "processes with the 'spawn' method"
+        )
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _bytes_of(array: Array) -> Any:

@@ -36,14 +36,12 @@ class Device(Protocol):
     description: str
     capability: tuple[int, int]
     dlpack: tuple[int, int]
+    failed: str
     stream: int | None
 
     def active(self) -> AbstractContextManager[Any]:
         """Inside, this thread may use the device; may be entered again."""
         ...
-
-    @property
-    def failed(self) -> str: ...
 
     # ---- memory
 

@@ -38,13 +38,15 @@ class DeviceMemory:
 
     def take(self, size: int) -> Block:
         """A block of at least this size that nobody else has; raises OutOfMemoryError."""
-        self._settle()
+        if self._released:
+            self._settle()
+        most = max(LARGEST_PART * size, SMALL_BLOCK)
+        found: Block | None = None
         with self._lock:
-            fitting = [
-                b for b in self._idle if size <= b.size <= max(LARGEST_PART * size, SMALL_BLOCK)
-            ]
-            if fitting:
-                found = min(fitting, key=lambda b: b.size)
+            for block in self._idle:
+                if size <= block.size <= most and (found is None or block.size < found.size):
+                    found = block
+            if found is not None:
                 self._idle.remove(found)
                 return found
         size = max(size, SMALL_BLOCK)
