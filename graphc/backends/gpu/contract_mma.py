@@ -50,9 +50,9 @@ class Warps:
 
     def registers(self, simple: bool, precision: str) -> int:
         """The most registers a thread may use; see `Tile.registers`."""
-        if not simple:
+        if not simple or precision == "bf16":  # which has the next slices in registers
             return 255
-        return 128 if self.threads == 256 and precision == "tf32" else 168
+        return 128 if self.threads == 256 else 168
 
 
 WARPS = {

@@ -13,7 +13,7 @@ from graphc.backends.codegen.contract_access import Group, guarded
 from graphc.backends.gpu.contract_slices import Slice, slice_of
 from graphc.backends.gpu.contract_text import flat_step, groups
 from graphc.dims import Dim, DimLike, ceildiv, factor, mul, product
-from graphc.kernel import Contraction
+from graphc.kernel import Contraction, expressions_of
 
 USUAL = 128
 """What a size is taken for of which nothing is known: a batch, or tokens."""
@@ -26,6 +26,9 @@ PROCESSORS = 128
 
 WARPS = 16
 """Warps of a multiprocessor that most tiles leave registers for."""
+
+ALONE = 0.93
+"""How fast a tile of 256 threads is that leaves no registers for a second one."""
 
 LEAST, WIDE = 4, 64
 """Fewer than LEAST rows or columns leave tiles mostly empty: a thread per element then, unless the
@@ -98,6 +101,8 @@ def tile_of(c: Contraction) -> Tile | None:
         warps = min(each * tile.threads // 32, WARPS)
         # few warps wait for memory; one or two leave schedulers without any
         speed = tile.speed * min(warps / 4, warps / (warps + 1.5))
+        if tile.threads == 256 and not is_simple(c, tile):
+            speed *= ALONE
         return each * tile.m * tile.n / speed
 
     return min(_table(c), key=cost)
@@ -105,8 +110,8 @@ def tile_of(c: Contraction) -> Tile | None:
 
 def is_simple(c: Contraction, tile: Tile) -> bool:
     """Whether a tile's operands are read 16 bytes at a time, without guards, and along k by equal
-    steps: others need more registers for addresses."""
-    return all(
+    steps, and its epilogue reads nothing: others need more registers for addresses."""
+    return all(e.op not in ("load", "gather") for e in expressions_of(c)) and all(
         cut.width * c.dtype.itemsize == 16
         and not guarded(access)
         and flat_step(access, groups(c)[3]) is not None
