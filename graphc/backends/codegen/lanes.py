@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graphc.backends.codegen.text import FunctionText
+from graphc.backends.codegen.text import FunctionText, float_literal
 
 Pair = tuple[str, str]
 """An unevaluated sum (high, low) with |low| at most half an ulp of high."""
@@ -85,6 +85,28 @@ class Lanes:
         total = self.const(coefficients[0])
         for c in coefficients[1:]:
             total = self.fma(total, x, c)
+        return total
+
+    def stored(self, value: float) -> str:
+        """A constant read from memory each time, which multiply-adds do on the way.
+
+        LLVM gives constants registers of their own; where they are too many it reads them there.
+        """
+        if self.f.lanes == 1:
+            return self.const(value)
+        literal = float_literal(value, self.scalar)
+        name = f"graphc.constant.{self.scalar}.{literal}"
+        self.f.declarations[name] = (
+            f"@{name} = private unnamed_addr constant {self.type} splat ({self.scalar} {literal}), "
+            "align 64"
+        )
+        return self.f.value(f"load {self.type}, ptr @{name}, align 64")
+
+    def long_poly(self, x: str, coefficients: Sequence[float]) -> str:
+        """`poly` in a function of more constants than a processor has registers."""
+        total = self.stored(coefficients[0])
+        for c in coefficients[1:]:
+            total = self.fma(total, x, self.stored(c))
         return total
 
     # ---- comparison and choice

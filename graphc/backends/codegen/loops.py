@@ -16,8 +16,8 @@ from graphc.backends.codegen.stages import StageEmitter
 from graphc.backends.codegen.text import LANES, FunctionText
 from graphc.kernel import COLUMN_BLOCK, MAP_BLOCK, Access, LoopKernel, Store, grid_axes, sizes_of
 
-_CHEAP = 24
-"""A stage below this weight is worth copies of its code."""
+_CHEAP = 20
+"""A stage below this weight is worth copies of its code: one of them is long enough otherwise."""
 
 
 def emit_loop_kernel(kernel: LoopKernel, name: str) -> FunctionText:

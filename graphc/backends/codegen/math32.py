@@ -128,7 +128,7 @@ def _split(v: Lanes, x: str) -> Pair:
 def _log_tail(v: Lanes, f: str, start: str | float) -> str:
     """start + log(1 + f) - f."""
     square = v.mul(f, f)
-    tail = v.fma(v.mul(f, square), v.poly(f, _LOG), start)
+    tail = v.fma(v.mul(f, square), v.long_poly(f, _LOG), start)
     return v.fma(square, -0.5, tail)
 
 
@@ -209,9 +209,9 @@ def tanh(v: Lanes, x: str) -> str:
 def erf(v: Lanes, x: str) -> str:
     sign = v.sign(x)
     a = v.flip(x, sign)
-    small = v.fma(v.poly(v.mul(x, x), _ERF_SMALL), a, a)
+    small = v.fma(v.long_poly(v.mul(x, x), _ERF_SMALL), a, a)
     bounded = v.clamp_above(a, 4.2)
-    exponent = v.mul(v.poly(bounded, _ERF_LARGE), bounded)
+    exponent = v.mul(v.long_poly(bounded, _ERF_LARGE), bounded)
     n, power = v.power(exponent, LOG2_E)
     r = v.fma(n, -LN2_LOW, v.fma(n, -LN2_HIGH, exponent))
     tail, r_square = _tail(v, r, _EXP)
