@@ -228,7 +228,7 @@ def _probe_ptxas() -> Finding:
 
 def _probe_cublas() -> Finding:
     name = "cuBLASLt"
-    advice = "optional; large products use it: pip install 'graphc[cublas]'"
+    advice = "optional, nothing needs it: pip install 'graphc[cublas]'"
     try:
         finder = importlib.import_module("cuda.pathfinder")
     except Exception:
