@@ -76,6 +76,24 @@ def test_points_with_long_sums_are_shared(rows: int, columns: int, known: bool) 
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("length", [100, 3001])
+@pytest.mark.parametrize("vec", [0, 1])
+def test_what_is_updated_in_place_is_read_by_its_writer_only(vec: int, length: int) -> None:
+    strides = (length, 1) if vec else (1, ROWS)
+    access = Access(0, tuple(Term(((axis, 1),), step) for axis, step in enumerate(strides)))
+    place = Access(1, (Term(((0, 1),), 1),))
+    total = Accumulator("sum", Expr("load", (), (access, 0), float64), float64)
+    value = Expr("load", (), (place, 0), float64) - Expr("acc", (), 0, float64)
+    stages = (Stage((1,), (total,)), Stage((), (), (Store(place, value),)))
+    kernel = LoopKernel((ROWS, length), (0,), vec, (float64, float64), stages)
+    data = np.random.default_rng(0).integers(-9, 9, (ROWS, length)).astype(np.float64)
+    before = np.arange(ROWS, dtype=np.float64)
+    for reverse in (False, True):
+        buffers = [(data if vec else data.T).reshape(-1), before]
+        (_, got), _ = emulate(kernel, buffers, {}, reverse)
+        np.testing.assert_array_equal(got, before - data.sum(axis=1))
+
+
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 1023, 1024, 1027])
 def test_runs_of_points_are_read_at_once(n: int) -> None:
     size = symbol("n")

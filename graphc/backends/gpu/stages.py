@@ -98,6 +98,8 @@ class ThreadStages:
                 self.meet()  # what one thread wrote another may read
             if stage.red:
                 _StageLoop(self, number, stage, first).emit()
+            elif number == len(self.kernel.stages) - 1:
+                self._last(stage)
             else:
                 self._straight(stage)
             first += len(stage.accs)
@@ -113,13 +115,22 @@ class ThreadStages:
     def _straight(self, stage: Stage) -> None:
         """Stores without a loop: of a row, by the first lane; of a shared point by one thread."""
         made = self.values.evaluated(stage.stores, 0)
+        self._when_it_stores(lambda: self.values.write(made))
+
+    def _last(self, stage: Stage) -> None:
+        """The same where nothing follows: what is stored is computed by that thread only, so that
+        no other reads what it writes in place."""
+        if stage.stores:
+            self._when_it_stores(lambda: self.values.write(self.values.evaluated(stage.stores, 0)))
+
+    def _when_it_stores(self, body: Callable[[], None]) -> None:
         if self.shared is not None:
-            self.f.when(self.shared.stores, lambda: self.values.write(made))
+            self.f.when(self.shared.stores, body)
         elif self.lane is None:
-            self.values.write(made)
-        elif made:
+            body()
+        else:
             first = self.f.value(f"icmp eq i64 {self.lane}, 0")
-            self.f.when(first, lambda: self.values.write(made))
+            self.f.when(first, body)
 
 
 class _StageLoop:
