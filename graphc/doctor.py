@@ -64,8 +64,11 @@ def examine() -> Checkup:
 
     cpu = [_python(), *map(_package, NEEDED), _guarded("processor", _processor)]
     cpu.append(_guarded("compiled code", _runs))
+    gpu = probe.needed_findings()
+    if not probe.missing_for_gpu(gpu):
+        gpu.append(_guarded("code on a GPU", lambda: _runs("code on a GPU", "gpu")))
     useful = [_guarded("cache", _cache), *probe.probe_tools()]
-    return Checkup(cpu, probe.needed_findings(), useful)
+    return Checkup(cpu, gpu, useful)
 
 
 def _guarded(name: str, look: Callable[[], Finding]) -> Finding:
@@ -103,7 +106,7 @@ def _processor() -> Finding:
     return Finding("processor", OK, f"{Target().cpu}: {kind}, {cores} cores; LLVM {version}")
 
 
-def _runs() -> Finding:
+def _runs(name: str = "compiled code", device: str = "cpu") -> Finding:
     """A program compiled and run."""
     from graphc.graph import Graph
     from graphc.ops.state import placeholder
@@ -112,11 +115,11 @@ def _runs() -> Finding:
     with Graph().as_default():
         x = placeholder("f32", (3,))
         y = x * x + 1
-        with Session(device="cpu") as session:
+        with Session(device=device) as session:
             found = session.run(y, {x: [1.0, 2.0, 3.0]}).tolist()
     if found != [2.0, 5.0, 10.0]:
-        return Finding("compiled code", WRONG, f"x * x + 1 is {found} for 1, 2, 3", "report this")
-    return Finding("compiled code", OK, "runs")
+        return Finding(name, WRONG, f"x * x + 1 is {found} for 1, 2, 3", "report this")
+    return Finding(name, OK, "runs")
 
 
 def _cache() -> Finding:

@@ -206,7 +206,7 @@ def probe_llvm() -> Finding:
 
 def probe_tools() -> list[Finding]:
     """What is used where it is there."""
-    return [_probe_ptxas(), _probe_cublas()]
+    return [_probe_ptxas()]
 
 
 def _probe_ptxas() -> Finding:
@@ -224,20 +224,6 @@ def _probe_ptxas() -> Finding:
     except Exception as error:
         return Finding(name, WRONG, f"{path} does not run: {error}", advice)
     return Finding(name, OK, f"{release}, {path}")
-
-
-def _probe_cublas() -> Finding:
-    name = "cuBLASLt"
-    advice = "optional, nothing needs it: pip install 'graphc[cublas]'"
-    try:
-        finder = importlib.import_module("cuda.pathfinder")
-    except Exception:
-        return Finding(name, MISSING, "cuda-pathfinder is not installed", advice)
-    try:
-        path = finder.load_nvidia_dynamic_lib("cublasLt").abs_path
-    except Exception as error:
-        return Finding(name, MISSING, str(error).strip().split("\n")[0], advice)
-    return Finding(name, OK, str(path))
 
 
 # ---- in all ------------------------------------------------------------------------------------
