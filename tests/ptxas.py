@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,9 @@ def assemble(kernels: Sequence[GpuKernel], capability: Capability) -> dict[str, 
         return {}
     header, bodies = "", []
     for kernel in kernels:
-        header, body = _split(lower(kernel, capability))
+        # what modules share has names of its own in each, since they become one file
+        own = replace(kernel, text=kernel.text.replace("@graphc.", f"@{kernel.name}."))
+        header, body = _split(lower(own, capability))
         bodies.append(body)
     return run_ptxas("\n".join([header, *bodies]), capability)
 
