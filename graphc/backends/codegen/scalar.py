@@ -106,7 +106,7 @@ def emit_scalar(
 
 
 def _float(f: FunctionText, op: str, args: Sequence[str], scalar: str) -> str:
-    if op in LONG:
+    if op in LONG and f.lanes > 1:  # a GPU keeps what a call must save in memory
         uses = f.uses[op, scalar] = f.uses.get((op, scalar), 0) + 1
         if uses > INLINE_USES:
             return call_shared(

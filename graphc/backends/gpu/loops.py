@@ -17,7 +17,7 @@ from graphc.backends.codegen.numbering import Numbering
 from graphc.backends.gpu.stages import UNROLLED, Shared, ThreadStages, acts_in_turn
 from graphc.backends.gpu.thread import WARP, ThreadText
 from graphc.dims import DimLike, ceildiv, factor, mul, product
-from graphc.kernel import Access, LoopKernel, sizes_of
+from graphc.kernel import HEAVY, Access, LoopKernel, sizes_of
 
 POINT_THREADS = 256
 ROW_THREADS = 128
@@ -33,6 +33,9 @@ MOST_PARTS, FEWEST_PARTS = 16, 4
 
 PLENTY = 1 << 16
 """So many points keep a GPU busy with a thread each."""
+
+_SHORT = {"exp", "exp2", "log", "sigmoid", "tanh"}
+"""Heavy operations that f32 has short code for; copies of others take too many registers."""
 
 _CHEAP = 64
 """A stage below this weight is worth copies of its code."""
@@ -79,7 +82,10 @@ def _run(kernel: LoopKernel, numbering: Numbering) -> int:
     alone = len(kernel.par) == 1
     if not alone and factor(kernel.axes[kernel.vec]) % RUN:
         return 1
-    return 1 if numbering.weight(0) > _CHEAP else RUN
+    heavy = any(
+        e.op in HEAVY and (e.op not in _SHORT or e.dtype.bits > 32) for e in numbering.exprs
+    )
+    return 1 if heavy or numbering.weight(0) > _CHEAP else RUN
 
 
 def _parts(kernel: LoopKernel) -> int:
