@@ -46,11 +46,22 @@ class Evaluator:
         self.available = 0
         self.aligned: Mapping[Access, int] = {}
         """Bytes that divide addresses of one lane, where they are more than usual."""
+        self._ragged = {r.axis: r for r in kernel.ragged}
         self._scopes = [_Scope(0)]
         accesses = dict.fromkeys(a for found in numbering.accesses for a in found)
         self._addresses = {a: prepare(f, a, kernel.bufs[a.buf].itemsize) for a in accesses}
         for access, address in self._addresses.items():
             self._scopes[0].cursors[access] = start(f, address)
+
+    def extent(self, axis: int) -> str:
+        """How many indices an axis has here (ragged axes: in the current chunk)."""
+        f = self.f
+        ragged = self._ragged.get(axis)
+        if ragged is None:
+            return f.dim(self.kernel.axes[axis])
+        chunk = f.dim(ragged.chunk)
+        first = f.mul(self.index[ragged.chunk_axis], chunk)
+        return f.smax(f.smin(chunk, f.sub(f.dim(ragged.total), first)), 0)
 
     # ---- scopes
 

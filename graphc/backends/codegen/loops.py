@@ -109,7 +109,7 @@ class _LoopNest:
         loops = []
         for axis in short:
             row = index[axis]
-            stop = self.f.smin(self.f.add(row, 1), self.stages.extent(axis))
+            stop = self.f.smin(self.f.add(row, 1), self.values.extent(axis))
             loop = self.f.open_loop(row, stop, 1)
             index[axis] = loop.index
             loops.append(loop)
@@ -125,12 +125,12 @@ class _LoopNest:
         if depth == len(self.inner):
             if self.kernel.vec in self.kernel.par:
                 known = self.stages.known_factor(self.kernel.vec)
-                self._vector("0", self.stages.extent(self.kernel.vec), known)
+                self._vector("0", self.values.extent(self.kernel.vec), known)
             else:
                 self.stages.run(1)
             return
         axis = self.inner[depth]
-        loop = self.f.open_loop(0, self.stages.extent(axis), 1)
+        loop = self.f.open_loop(0, self.values.extent(axis), 1)
         self.values.enter({axis: loop.index}, self.all)
         self._hoist()
         self._inner(depth + 1)

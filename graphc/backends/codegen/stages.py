@@ -51,17 +51,7 @@ class StageEmitter:
         self.numbering = numbering
         self.values = values
         self.rows = kernel.vec not in kernel.par
-        self._ragged = {r.axis: r for r in kernel.ragged}
-
-    def extent(self, axis: int) -> str:
-        """How many indices an axis has here (ragged axes: in the current chunk)."""
-        f = self.f
-        ragged = self._ragged.get(axis)
-        if ragged is None:
-            return f.dim(self.kernel.axes[axis])
-        chunk = f.dim(ragged.chunk)
-        first = f.mul(self.values.index[ragged.chunk_axis], chunk)
-        return f.smax(f.smin(chunk, f.sub(f.dim(ragged.total), first)), 0)
+        self._ragged = {r.axis for r in kernel.ragged}
 
     def known_factor(self, axis: int) -> int:
         """A number that divides the extent of an axis for every size."""
@@ -152,7 +142,7 @@ class _StageLoop:
         last = depth == len(self.stage.red) - 1
         if last and self.rows:
             return self._row(axis, groups)
-        loop = self.f.open_loop(0, self.parent.extent(axis), 1, self._pack(groups))
+        loop = self.f.open_loop(0, self.values.extent(axis), 1, self._pack(groups))
         groups = self._unpack(loop.carried)
         self.values.enter({axis: loop.index}, [self.number])
         guard = None
@@ -192,7 +182,7 @@ class _StageLoop:
 
     def _row(self, axis: int, groups: list[Group]) -> list[Group]:
         """The vector axis as the innermost loop."""
-        stop = self.parent.extent(axis)
+        stop = self.values.extent(axis)
         if not self.accs or self.scans:
             return self._plain_row(axis, stop, groups)
         full = self._multiple(axis, stop, VIRTUAL_LANES)

@@ -204,7 +204,8 @@ class _Grid:
         self.values.index.update(index)
         ragged = [r.axis for r in self.kernel.ragged if r.axis in index]
         inside = [
-            self.f.value(f"icmp slt i64 {index[axis]}, {stages.extent(axis)}") for axis in ragged
+            self.f.value(f"icmp slt i64 {index[axis]}, {self.values.extent(axis)}")
+            for axis in ragged
         ]
         self._if_all(stages, inside, index)
 

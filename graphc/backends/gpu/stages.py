@@ -78,17 +78,6 @@ class ThreadStages:
         self.numbering = numbering
         self.values = values
         self.lane = lane
-        self._ragged = {r.axis: r for r in kernel.ragged}
-
-    def extent(self, axis: int) -> str:
-        """How many indices an axis has here (ragged axes: in the current chunk)."""
-        f = self.f
-        ragged = self._ragged.get(axis)
-        if ragged is None:
-            return f.dim(self.kernel.axes[axis])
-        chunk = f.dim(ragged.chunk)
-        first = f.mul(self.values.index[ragged.chunk_axis], chunk)
-        return f.smax(f.smin(chunk, f.sub(f.dim(ragged.total), first)), 0)
 
     def run(self) -> None:
         """All stages."""
@@ -207,7 +196,7 @@ class _StageLoop:
 
     def _turns(self, depth: int) -> str:
         """How often the loop at some depth turns: who shares a point shares the first one."""
-        f, extent = self.f, self.parent.extent(self.stage.red[depth])
+        f, extent = self.f, self.values.extent(self.stage.red[depth])
         if self.shared is None or depth:
             return extent
         rest = f.sub(f.add(extent, self.shared.parts - 1), self.shared.part)
@@ -285,7 +274,7 @@ class _StageLoop:
 
     def _row(self, axis: int, groups: list[Group]) -> list[Group]:
         """The vector axis as the innermost loop, its elements dealt out to the lanes."""
-        stop = self.parent.extent(axis)
+        stop = self.values.extent(axis)
         if self.scans:
             return self._scan(axis, stop, groups)
         if self.in_turn:
