@@ -3,7 +3,8 @@
 Along k a row of a register tile walks contiguous runs of the operand: one for each tap of a
 window, a single one in a matrix product.  Before the tiles of a row of them are summed, the address
 at which each run begins is tabulated for each row.  A row that lies outside the guards reads zeros
-there, and a run that lies outside for all rows is skipped.
+there, and a run that lies outside for all rows is left out of the table: a branch around it in the
+loop over runs would make LLVM keep all sums in memory.
 Imports: contract_access, contract_microkernel, text.
 """
 
@@ -36,14 +37,17 @@ _SHIFT_BITS = struct.unpack("<q", struct.pack("<d", 3.0 * 2**51))[0]
 
 LINE_BYTES = 64
 
+RUN_BYTES = 16
+"""A run that is needed in memory, i64 each: byte offset in a panel of B, number of steps."""
+
 UNROLL = 4
 """Steps of k between two tests of the inner loop."""
 
 
 @dataclass(frozen=True)
 class RowScratch:
-    """Memory of the tables: addresses by run, runs needed; as many zeros as a run may have
-    elements; and runs that are cut."""
+    """Memory of the tables: addresses by run; RUN_BYTES for each run that some row needs; as many
+    zeros as a run may have elements; and runs that are cut."""
 
     addresses: str
     needed: str
@@ -71,6 +75,7 @@ class RowsInPlace:
         self.guards = operand.guards
         # the guard that may cut a run, being of its first axis
         self.cutting = next((g for g in self.guards if window in g.coefs), None)
+        self.count = ""  # of the runs in the table
 
     def locate(self, f: FunctionText, t: Tile, origin: Record, first: str, left: str) -> None:
         """Tabulate the rows of a tile from the row numbered `first` on, `left` of which exist."""
@@ -82,9 +87,11 @@ class RowsInPlace:
         ends = [f.splat("i64", f.sub(g.limit, self._length(g)), n) for g in self.guards]
         zeros = f.splat("ptr", self.memory.zeros, n)
         starts = [self.memory.addresses, self.memory.needed, self.memory.cut]
-        runs = f.open_loop(0, self.k.rows, 1, [("ptr", p) for p in starts])
-        addresses, needed, cut = runs.carried
-        record = sum_records(f, origin, self.k.read(f, runs.index)[0])
+        carried = [*(("ptr", p) for p in starts), ("i64", "0"), ("i64", "0")]
+        runs = f.open_loop(0, self.k.rows, 1, carried)
+        addresses, needed, cut, count, b = runs.carried
+        record, length = self.k.read(f, runs.index)
+        record = sum_records(f, origin, record)
         outside, edges = missing, []
         for guard, word, moved, end in zip(self.guards, words[1:], record[1:], ends, strict=True):
             at = f.value(f"add {wide} {word}, {f.splat('i64', moved, n)}")
@@ -100,15 +107,21 @@ class RowsInPlace:
         inside = f.value(f"icmp sgt {wide} {outside}, splat (i64 -1)")
         found = f.value(f"select <{n} x i1> {inside}, <{n} x ptr> {found}, <{n} x ptr> {zeros}")
         f.emit(f"store <{n} x ptr> {found}, ptr {addresses}, align {min(8 * n, 64)}")
+        some = "1"
         if self.guards:
             none = f.call("i64", f"llvm.vector.reduce.and.v{n}i64", (wide, outside))
-            some = f.value(f"icmp sgt i64 {none}, -1")
-            f.emit(f"store i8 {f.value(f'zext i1 {some} to i8')}, ptr {needed}")
+            some = f.value(f"zext i1 {f.value(f'icmp sgt i64 {none}, -1')} to i64")
+            for i, word in enumerate((b, length)):
+                f.emit(f"store i64 {word}, ptr {f.offset(needed, 8 * i)}, align 8")
+            b = f.add(b, f.mul(length, t.b_step))
         if edges:
             exists = f.value(f"xor {wide} {outside}, splat (i64 -1)")
             edges[1] = f.value(f"and {wide} {edges[1]}, {exists}")
             cut = self._cut(f, t, addresses, edges[0], edges[1], cut)
-        f.close_loop(runs, [f.offset(addresses, 8 * n), f.offset(needed, 1), cut])
+        addresses = f.offset(addresses, f.mul(some, 8 * n))
+        needed = f.offset(needed, f.mul(some, RUN_BYTES))
+        done = f.close_loop(runs, [addresses, needed, cut, f.add(count, some), b])
+        self.count = done[3] if self.guards else self.k.rows
 
     def _length(self, guard: Guard) -> str:
         """How many steps of what is guarded a run covers."""
@@ -225,37 +238,24 @@ class RowsInPlace:
         """
         n = table_slots(t.rows)
         before = initial_sums(f, t, c, first)
-        lengths = f.offset(self.k.memory, self.k.width - 8)
-        pointers = [("ptr", p) for p in (self.memory.addresses, b, lengths, self.memory.needed)]
-        loop = f.open_loop(0, self.k.rows, 1, [*pointers, *typed_sums(t, before)])
-        addresses, b, lengths, needed = loop.carried[:4]
-        sums = loop.carried[4:]
-        length = f.value(f"load i64, ptr {lengths}, align 8")
-        skipping, run, after = f.block, f.fresh("run"), f.fresh("after")
+        lengths, width = f.offset(self.k.memory, self.k.width - 8), self.k.width
         if self.guards:
-            some = f.value(f"icmp ne i8 {f.value(f'load i8, ptr {needed}')}, 0")
-            f.branch_if(some, run, after)
-            f.label(run)
+            lengths, width = f.offset(self.memory.needed, 8), RUN_BYTES
+        pointers = [("ptr", p) for p in (self.memory.addresses, b, lengths)]
+        loop = f.open_loop(0, self.count, 1, [*pointers, *typed_sums(t, before)])
+        addresses, here, lengths = loop.carried[:3]
+        length = f.value(f"load i64, ptr {lengths}, align 8")
+        following = f.offset(here, f.mul(length, t.b_step))
+        if self.guards:
+            following, begin = here, f.offset(lengths, -8)
+            here = f.offset(here, f.value(f"load i64, ptr {begin}, align 8"))
         rows = [
             f.value(f"load ptr, ptr {f.offset(addresses, 8 * r)}, align 8") for r in range(t.rows)
         ]
         rows = [f.offset(row, moved) for row in rows]
-        added = _add_run(f, t, rows, b, length, sums)
-        if self.guards:
-            end = f.block
-            f.branch(after)
-            f.label(after)
-            added = [
-                f.value(f"phi {kind} [ {x}, %{skipping} ], [ {y}, %{end} ]")
-                for (kind, x), y in zip(typed_sums(t, sums), added, strict=True)
-            ]
-        following = [
-            f.offset(addresses, 8 * n),
-            f.offset(b, f.mul(length, t.b_step)),
-            f.offset(lengths, self.k.width),
-            f.offset(needed, 1),
-        ]
-        store_sums(f, t, c, f.close_loop(loop, [*following, *added])[4:])
+        added = _add_run(f, t, rows, here, length, loop.carried[3:])
+        pointers_then = [f.offset(addresses, 8 * n), following, f.offset(lengths, width)]
+        store_sums(f, t, c, f.close_loop(loop, [*pointers_then, *added])[3:])
 
 
 def _add_run(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from graphc.backends.codegen.contract_access import Group, Operand, Table, record_words
 from graphc.backends.codegen.contract_operands import Packing
-from graphc.backends.codegen.contract_rows import table_slots
+from graphc.backends.codegen.contract_rows import RUN_BYTES, table_slots
 from graphc.backends.codegen.contract_tiling import Tiling
 from graphc.backends.codegen.text import LANES, FunctionText
 from graphc.kernel import Contraction
@@ -71,6 +71,7 @@ def _tables(t: Tiling, size: int) -> dict[str, int]:
     rows, depth, runs = t.most.rows, t.most.depth, t.most.runs
     left_words, right_words = record_words(t.left), record_words(t.right)
     direct = t.pack_left.mode == "direct"
+    needed = RUN_BYTES * runs if direct else rows // t.tile_rows * depth if t.skips else runs
     return {
         "zeros": -(-(depth + t.most.reach) * size // 64) * 64 if direct else 64,
         "runs": 8 * table_slots(t.tile_rows) * runs if direct else 0,
@@ -79,7 +80,7 @@ def _tables(t: Tiling, size: int) -> dict[str, int]:
         "left k": 8 * left_words * runs,
         "right free": 8 * right_words * t.most.cols,
         "right k": 0 if t.packed else 8 * right_words * depth,
-        "needed": rows // t.tile_rows * depth if t.skips else runs,
+        "needed": needed,
     }
 
 
