@@ -12,6 +12,7 @@ import numpy as np
 
 from graphc.backends.llvm.executable import LLVMExecutable
 from graphc.backends.llvm.jit import JIT
+from graphc.backends.llvm.memory import aligned_bytes
 from graphc.debug.programs import described
 from graphc.debug.report import Finding, FoundError
 from graphc.debug.values import (
@@ -93,8 +94,8 @@ def check_run(
 
 
 def _spoiled(kept: Kept) -> Array:
-    """An array for a value that is kept, in which nothing of use is yet."""
+    """An array for a value that is kept, aligned as code expects it; nothing of use is in it."""
     shape = tuple(int(str(d)) for d in kept.value.type.shape or ())
-    array = np.empty(shape, kept.value.type.dtype.numpy)
-    array.view(np.uint8 if array.ndim else array.dtype)[...] = 0
-    return array
+    memory = aligned_bytes(kept.bytes)
+    memory[...] = 0
+    return memory.view(kept.value.type.dtype.numpy).reshape(shape)
