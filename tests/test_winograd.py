@@ -321,16 +321,16 @@ STEP = "filters of winograd F("
 
 
 @pytest.mark.parametrize("fast_math", [False, True], ids=["f2", "f4"])
-@pytest.mark.parametrize("filters", [48, 40])
+@pytest.mark.parametrize(("side", "filters"), [(28, 48), (28, 40), (14, 48), (9, 80)])
 def test_filters_that_stay_are_transformed_once_to_the_same_bits(
-    filters: int, fast_math: bool
+    side: int, filters: int, fast_math: bool
 ) -> None:
     with gx.Graph().as_default() as graph:
-        x = gx.placeholder("f32", (None, 28, 28, 52), name="x")
+        x = gx.placeholder("f32", (None, side, side, 52), name="x")
         w = gx.placeholder("f32", (3, 3, 52, filters), name="w")
         rng = np.random.default_rng(0)
         taps = rng.standard_normal((3, 3, 52, filters)).astype(np.float32)
-        image = rng.standard_normal((1, 28, 28, 52)).astype(np.float32)
+        image = rng.standard_normal((1, side, side, 52)).astype(np.float32)
         kept = gx.Variable(taps, name="kept")
         fed, stays = gx.nn.conv2d(x, w), gx.nn.conv2d(x, kept)
         turned = gx.gradients(gx.sum(stays * stays), x)[0]

@@ -7,7 +7,7 @@ Imports: text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from graphc.backends.codegen.text import FunctionText, suffix
@@ -25,7 +25,9 @@ class Tile:
     `in_place`: B is read where it lies, with `b_masks`, one per vector, at its edge.
     `b_alignment` is that of vectors of B where it is less than their size.  `half`: the last vector
     has only half the lanes, because no column needs the others.  `ahead`: bytes from an element of
-    A to one that is wanted soon and may lie far away; `b_ahead`: the same in B.
+    A to one that is wanted soon and may lie far away; `b_ahead`: the same in B.  `stream`: where
+    memory begins that will be wanted, and how much further the line is that each `UNROLL` steps of
+    k ask for.  `even`: the number of steps is a multiple of `UNROLL`.
     """
 
     rows: int
@@ -43,6 +45,8 @@ class Tile:
     b_ahead: str = ""
     b_alignment: int = 0
     in_place: bool = False
+    stream: tuple[str, str] | None = None
+    even: bool = False
 
     @property
     def columns(self) -> int:
@@ -161,6 +165,9 @@ def _sum_steps(f: FunctionText, t: Tile, a: str, b: str, steps: str, sums: list[
         return _add_steps(f, t, (a, b), ("0", steps), 1, sums)[2:]
     unrolled = f.value(f"and i64 {steps}, {-UNROLL}")
     a, b, *sums = _add_steps(f, t, (a, b), ("0", unrolled), UNROLL, sums)
+    if t.even:
+        return sums
+    t = replace(t, stream=None)
     return _add_steps(f, t, (a, b), (unrolled, steps), 1, sums)[2:]
 
 
@@ -173,8 +180,9 @@ def _add_steps(
     sums: list[str],
 ) -> list[str]:
     """Add steps of k from one number to another, `unroll` at a time: where A and B go on, sums."""
-    loop = f.open_loop(*steps, unroll, [("ptr", at[0]), ("ptr", at[1]), *typed_sums(t, sums)])
-    a, b, sums = loop.carried[0], loop.carried[1], loop.carried[2:]
+    pointers = [*at, *([t.stream[0]] if t.stream else [])]
+    loop = f.open_loop(*steps, unroll, [*(("ptr", p) for p in pointers), *typed_sums(t, sums)])
+    a, b, sums = loop.carried[0], loop.carried[1], loop.carried[len(pointers) :]
     for u in range(unroll):
         here = f.offset(a, f.mul(u, t.a_step))
         if t.ahead:
@@ -182,7 +190,11 @@ def _add_steps(
         rows = [f.offset(here, r * t.a_row) for r in range(t.rows)]
         sums = add_products(f, t, rows, f.offset(b, f.mul(u, t.b_step)), sums)
     following = [f.offset(a, f.mul(unroll, t.a_step)), f.offset(b, f.mul(unroll, t.b_step))]
-    return f.close_loop(loop, [*following, *sums])
+    if t.stream:
+        prefetch(f, loop.carried[2])
+        following.append(f.offset(loop.carried[2], t.stream[1]))
+    ended = f.close_loop(loop, [*following, *sums])
+    return [*ended[:2], *ended[len(pointers) :]]
 
 
 def _places(t: Tile) -> list[tuple[int, int]]:

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 from graphc.backends.codegen.contract_access import Group, Operand, Record, sum_records
 from graphc.backends.codegen.contract_epilogue import Columns, Epilogue
 from graphc.backends.codegen.contract_microkernel import (
+    UNROLL,
     Tile,
     emit_tile,
     lanes_below,
@@ -135,6 +137,7 @@ class WinogradEmitter:
         self.tiles = f.sub(end, self.tile0)
         self.filter0, end = even_part(f, self.filter_count, self.panel, column, by_filters)
         self.filters = f.sub(end, self.filter0)
+        self._count_register_tiles()
         self._clear_missing_tiles()
         self._sum()
         self._finish()
@@ -155,12 +158,22 @@ class WinogradEmitter:
         by_tiles = f.value(f"select i1 {odd}, i64 {f.smax(fewest, even)}, i64 {fewest}")
         return by_tiles, by_filters
 
+    def _count_register_tiles(self) -> None:
+        """As few as can be, of which some have one row less where that is enough."""
+        f, rows = self.f, self.t.tile_rows
+        self.register_tiles = ceildiv(f, self.tiles, rows)
+        missing = f.sub(f.mul(self.register_tiles, rows), self.tiles)
+        self.low = f.smin(missing, self.register_tiles)
+        self.tall = f.sub(self.register_tiles, self.low)
+        bytes_of_steps = UNROLL * self.panel * self.lanes.itemsize
+        self.step_ahead = f.udiv(bytes_of_steps, self.register_tiles)
+
     def _clear_missing_tiles(self) -> None:
         """Zero what the last register tile reads beyond the block: see
         `contraction._clear_missing_rows`."""
         f = self.f
-        whole = f.mul(ceildiv(self.f, self.tiles, self.t.tile_rows), self.t.tile_rows)
-        length = f.mul(f.sub(whole, self.tiles), self.v_row)
+        read = f.sub(f.mul(self.register_tiles, self.t.tile_rows), self.low)
+        length = f.mul(f.sub(read, self.tiles), self.v_row)
         begin = f.offset(self.scratch["v"], f.mul(self.tiles, self.v_row))
         with self._loop(self.rule.points) as point:
             self._clear(f.offset(begin, f.mul(point, self.v_plane)), length)
@@ -187,21 +200,14 @@ class WinogradEmitter:
         panel = f.udiv(f.add(self.filter0, column), self.panel)
         u = f.offset(f.bases[1], f.mul(panel, f.mul(plane, self.rule.points)))
         u = f.offset(u, f.mul(channel0, row))
-        length = f.mul(depth, row)
-
-        def prefetch(point: str, u: str) -> None:
-            # of the next point, or of the first one of the next panel
-            with self._loop(length, LINE) as line:
-                self._prefetch_line(f.offset(f.offset(u, plane), line))
-
-        self._multiply(depth, first, column, u, plane, prefetch)
+        self._multiply(depth, first, column, u, plane)
 
     def _transform_and_multiply(self, depth: str, first: str, column: str, channel0: str) -> None:
         begin = self._filters_at(channel0, column)
         self._transform_filters(begin, depth, column)
         following = self._following(begin, channel0, depth, column)
 
-        def prefetch(point: str, u: str) -> None:
+        def prefetch(point: str) -> None:
             self._prefetch(point, following, depth)
 
         self._multiply(depth, first, column, self.scratch["u"], self.u_plane, prefetch)
@@ -213,32 +219,58 @@ class WinogradEmitter:
         column: str,
         u: str,
         u_plane: str | int,
-        prefetch: Callable[[str, str], None],
+        prefetch: Callable[[str], None] | None = None,
     ) -> None:
-        """The products of a panel of filters; what is wanted next is fetched meanwhile."""
+        """The products of a panel of filters; what is wanted next is fetched meanwhile: the filters
+        of the next point, or what `prefetch` asks for."""
         f, size = self.f, self.lanes.itemsize
+        bytes_ahead = f.mul(depth, self.panel * size)
+        self.ahead = f.udiv(bytes_ahead, self.register_tiles)
+        m = f.offset(self.scratch["m"], f.mul(column, size))
+        start = [("ptr", self.scratch["v"]), ("ptr", u), ("ptr", m)]
+        points = f.open_loop(0, self.rule.points, 1, start)
+        v, u, m = points.carried
+        following = [f.offset(v, self.v_plane), f.offset(u, u_plane), f.offset(m, self.m_plane)]
+        ahead = following[1]
+        if prefetch:
+            prefetch(points.index)
+            ahead = ""
+        v, m, ahead = self._multiply_rows(
+            (v, u, m, ahead), self.t.tile_rows, self.tall, depth, first
+        )
+        self._multiply_rows((v, u, m, ahead), self.t.tile_rows - 1, self.low, depth, first)
+        f.close_loop(points, following)
+
+    def _multiply_rows(
+        self, at: tuple[str, str, str, str], rows: int, count: str, depth: str, first: str
+    ) -> tuple[str, str, str]:
+        """`count` register tiles of so many rows each, from where V, M, and what is fetched
+        meanwhile begin to where those of the next ones do."""
+        f, size = self.f, self.lanes.itemsize
+        v, u, m, ahead = at
+        step = self.panel * size
         shape = Tile(
-            self.t.tile_rows,
+            rows,
             VECTORS,
             self.lanes.lanes,
             self.lanes.scalar,
             size,
             self.v_row,
             size,
-            self.panel * size,
+            step,
             self.m_row,
+            even=self.t.whole_channels,
         )
-        m = f.offset(self.scratch["m"], f.mul(column, size))
-        start = [("ptr", self.scratch["v"]), ("ptr", u), ("ptr", m)]
-        points = f.open_loop(0, self.rule.points, 1, start)
-        v, u, m = points.carried
-        prefetch(points.index, u)
-        rows = f.open_loop(0, self.tiles, shape.rows, [("ptr", v), ("ptr", m)])
-        emit_tile(f, shape, rows.carried[0], u, rows.carried[1], depth, first)
-        below = (shape.rows * self.v_row, shape.rows * self.m_row)
-        f.close_loop(rows, [f.offset(p, n) for p, n in zip(rows.carried, below, strict=True)])
-        following = [f.offset(v, self.v_plane), f.offset(u, u_plane), f.offset(m, self.m_plane)]
-        f.close_loop(points, following)
+        carried = [p for p in (v, m, ahead) if p]
+        tiles = f.open_loop(0, count, 1, [("ptr", p) for p in carried])
+        v, m, *more = tiles.carried
+        if more:
+            shape = replace(shape, stream=(more[0], self.step_ahead))
+        emit_tile(f, shape, v, u, m, depth, first)
+        moved = (str(rows * self.v_row), str(rows * self.m_row), self.ahead)
+        ended = [f.offset(p, n) for p, n in zip(tiles.carried, moved, strict=False)]
+        v, m, *more = f.close_loop(tiles, ended)
+        return v, m, more[0] if more else ""
 
     # ---- tiles
 
