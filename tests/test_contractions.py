@@ -24,6 +24,7 @@ from contraction_reference import (
     value,
 )
 
+from graphc.backends.codegen.contraction import contraction_cut
 from graphc.backends.codegen.targets import AVX2, AVX512, NEON, SSE2, Target, target_for
 from graphc.dims import Dim, DimLike, product, symbol
 from graphc.kernel import Access, Contraction, Expr, Store, Term, sizes_of
@@ -334,6 +335,28 @@ def test_epilogue_with_guards_axes_and_accumulation() -> None:
     rng = np.random.default_rng(3)
     buffers = [noise(rng, n, float64) for n in (320, 592, 740, 740, 450)]
     check(c, buffers)
+
+
+@pytest.mark.parametrize("cols", [17, 20, 37])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_columns_left_over_are_finished_once_if_in_place(cols: int, in_place: bool) -> None:
+    base = matmul(13, cols, 9)
+    out = plain(2, (0, 1), (cols, 1))
+    bias = plain(3, (0, 1) if in_place else (1,), (cols, 1) if in_place else (1,))
+    total = op("add", acc(float32), Expr("load", (), (bias, 0.0), float32))
+    stores = (Store(out, total),)
+    c = Contraction((), (13,), (cols,), (9,), base.a, base.b, (float32,) * 4, stores, float32)
+    again = contraction_cut(c, AVX2).code[8][2]
+    assert again is not in_place, "both ways to finish columns are to be tried"
+    rng = np.random.default_rng(cols)
+    x, w = (noise(rng, n, float32) for n in (13 * 9, 9 * cols))
+    added = noise(rng, 13 * cols if in_place else cols, float32)
+    got = added.copy() if in_place else np.zeros(13 * cols, np.float32)
+    # the output takes over the memory of what is added to it
+    Compiled(c, AVX2)([x, w, got, got if in_place else added], {})
+    wanted = x.reshape(13, 9).astype(np.float64) @ w.reshape(9, cols)
+    wanted += added.reshape(-1, cols)
+    np.testing.assert_allclose(got.reshape(13, cols), wanted, atol=1e-5)
 
 
 def test_columns_of_several_axes() -> None:

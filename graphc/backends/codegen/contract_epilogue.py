@@ -69,12 +69,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Columns:
-    """`count` columns of the tile: LANES at a time (`full`), fewer left over (`rest`), or both."""
+    """`count` columns of the tile: LANES at a time (`full`), fewer left over (`rest`), or both.
+
+    With `again` at least LANES columns exist, and what is left over is finished with some that were
+    finished before: processors are slow to store under a mask.  See `finishes_again`.
+    """
 
     first: str
     count: str
     full: bool
     rest: bool
+    again: bool = False
 
 
 class Epilogue:
@@ -118,12 +123,14 @@ class Epilogue:
 
     def across(self, columns: Columns, scalars: Mapping[int, str], c: str) -> None:
         """The epilogue of one row of the tile, at `c`."""
-        f = self.f
+        f, itemsize = self.f, self.c.dtype.itemsize
         whole = f.value(f"and i64 {columns.count}, {-LANES}") if columns.full else "0"
         if columns.full:
             end = whole if columns.rest else columns.count
             self._along(columns, ("0", end), scalars, c, False)
-        if columns.rest:
+        if columns.again:
+            self._vector(columns, f.sub(columns.count, LANES), scalars, c, "", itemsize)
+        elif columns.rest:
             self._along(columns, (whole, columns.count), scalars, c, True)
 
     def fetch_ahead(
@@ -166,16 +173,30 @@ class Epilogue:
         masked: bool,
     ) -> None:
         """The epilogue of a part of the columns of a row; `masked` if some lanes may be missing."""
-        f, scalar, itemsize = self.f, scalar_type(self.c.dtype), self.c.dtype.itemsize
+        f = self.f
         across = f.open_loop(*part, LANES)
         mask = ""
         if masked:
             left = f.value(f"trunc i64 {f.sub(part[1], across.index)} to i32")
             mask = f.value(f"icmp slt {vector('i32')} {_LANES32}, {f.splat('i32', left)}")
-        address = f.offset(c, f.mul(across.index, itemsize))
-        acc = f.value(f"load {vector(scalar)}, ptr {address}, align {LANES * itemsize // 2}")
-        self.emit(Place(scalars, f.add(columns.first, across.index), mask, acc))
+        aligned = LANES * self.c.dtype.itemsize // 2
+        self._vector(columns, across.index, scalars, c, mask, aligned)
         f.close_loop(across)
+
+    def _vector(
+        self,
+        columns: Columns,
+        at: str,
+        scalars: Mapping[int, str],
+        c: str,
+        mask: str,
+        aligned: int,
+    ) -> None:
+        """The epilogue of LANES columns of a row, from one on."""
+        f, scalar = self.f, scalar_type(self.c.dtype)
+        address = f.offset(c, f.mul(at, self.c.dtype.itemsize))
+        acc = f.value(f"load {vector(scalar)}, ptr {address}, align {aligned}")
+        self.emit(Place(scalars, f.add(columns.first, at), mask, acc))
 
     def emit(self, place: Place) -> None:
         """All stores for LANES elements: every expression is read before the first is written."""
@@ -431,6 +452,23 @@ def walks_as_one(c: Contraction, rows: Group) -> bool:
         steps = [linear(access, axis) for axis in rows.axes]
         whole = [mul(n, step) for n, step in zip(rows.extents, steps, strict=True)]
         if steps[:-1] != whole[1:] or any(guards_axis(access, axis) for axis in rows.axes):
+            return False
+    return True
+
+
+def finishes_again(c: Contraction, cols: Group) -> bool:
+    """Whether columns may be finished twice: nothing that the epilogue reads is overwritten by it,
+    and it writes along the columns."""
+    stored = {(s.access.terms, s.access.offset) for s in c.stores}
+    for store in c.stores:
+        if store.add or store.index is not None:
+            return False
+        if fused_axes(store.access, cols) < max(len(cols.axes), 1):
+            return False
+    for e in expressions_of(c):
+        if e.op in ("gather", "check"):
+            return False
+        if e.op == "load" and (e.value[0].terms, e.value[0].offset) in stored:
             return False
     return True
 

@@ -28,7 +28,7 @@ from graphc.backends.codegen.contract_blocks import (
     columns_in_place,
     slices_in_place,
 )
-from graphc.backends.codegen.contract_epilogue import walks_as_one
+from graphc.backends.codegen.contract_epilogue import finishes_again, walks_as_one
 from graphc.backends.codegen.contract_operands import (
     PACK_CYCLES,
     Packing,
@@ -119,7 +119,8 @@ class Tiling:
     half: bool  # the last vector of a tile has half the lanes
     skips: bool  # runs of k that lie outside for every row of a tile are skipped
     flat: bool  # the epilogue walks the axes of the rows as one
-    chunks: tuple[bool, bool]  # the epilogue meets LANES columns at a time, and fewer
+    # the epilogue meets LANES columns at a time, fewer, and these with some that it met before
+    chunks: tuple[bool, bool, bool]
     # (most, rows, vectors): so many rows read B in place, or a packed one panel by panel, by such
     # tiles; where their number is symbolic
     few_rows: tuple[tuple[int, int, int], ...] = ()
@@ -314,7 +315,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         half,
         skips,
         walks_as_one(c, rows),
-        _chunks(cols.size, vectors * lanes, block_cols),
+        _chunks(c, cols, vectors * lanes, block_cols),
         few_rows,
         swapped,
         near > 0 and not merged,
@@ -349,10 +350,16 @@ def _orientation_cost(c: Contraction, rows: Group, cols: Group, lanes: int) -> f
     return cost
 
 
-def _chunks(cols: DimLike, tile_cols: int, block_cols: int) -> tuple[bool, bool]:
-    """Whether blocks have LANES columns to finish at a time, and whether fewer are left over."""
-    together = tile_cols % LANES == 0 or assumed(cols) <= block_cols
-    return not isinstance(cols, int) or cols >= LANES, not together or factor(cols) % LANES != 0
+def _chunks(
+    c: Contraction, group: Group, tile_cols: int, block_cols: int
+) -> tuple[bool, bool, bool]:
+    """Whether blocks have LANES columns to finish at a time, whether fewer are left over, and
+    whether those are finished with some before them."""
+    cols = group.size
+    one = assumed(cols) <= block_cols
+    rest = not (tile_cols % LANES == 0 or one) or factor(cols) % LANES != 0
+    again = rest and one and isinstance(cols, int) and cols > LANES and finishes_again(c, group)
+    return not isinstance(cols, int) or cols >= LANES, rest, again
 
 
 def _half(cols: DimLike, vectors: int, lanes: int) -> bool:
