@@ -132,7 +132,10 @@ class WinogradEmitter:
         tiles = f.mul(images, f.mul(self.down, self.across))
         by_tiles, by_filters = self._block_counts(tiles)
         blocks = f.open_loop("%b0", "%b1", 1)
-        row, column = f.udiv(blocks.index, by_filters), f.urem(blocks.index, by_filters)
+        if self.c.panel:  # those that follow each other read the same filters
+            column, row = f.udiv(blocks.index, by_tiles), f.urem(blocks.index, by_tiles)
+        else:
+            row, column = f.udiv(blocks.index, by_filters), f.urem(blocks.index, by_filters)
         self.tile0, end = even_part(f, tiles, t.tile_rows, row, by_tiles)
         self.tiles = f.sub(end, self.tile0)
         self.filter0, end = even_part(f, self.filter_count, self.panel, column, by_filters)

@@ -21,6 +21,12 @@ FILTERS = 64
 CHANNELS = {2: 64, 4: 64}
 """Most tiles, filters and channels that a block, and a slice of it, has: V and M then fill L2."""
 
+PACKED_TILES = {2: 30, 4: 12}
+PACKED_FILTERS = 128
+PACKED_CHANNELS = 128
+"""The same where filters are transformed already: reading them again for fewer tiles costs less
+than partial sums and transforms of the input do."""
+
 FEWEST_TILES = 24
 """Tiles of a block for which the filters are worth reading, or transforming, once more."""
 
@@ -52,9 +58,13 @@ def winograd_tiling(c: Contraction, target: Target) -> WinogradTiling:
         )
     lanes = target.lanes(c.dtype.itemsize)
     rows, panel = target.rows[VECTORS - 1], VECTORS * lanes
-    tiles = max(TILES[c.winograd] // rows, 1) * rows
-    filters = max(FILTERS // panel, 1) * panel
-    depth = _even_part(c.k[-1], CHANNELS[c.winograd], lanes)
+    if c.panel:
+        most = PACKED_TILES[c.winograd], PACKED_FILTERS, PACKED_CHANNELS
+    else:
+        most = TILES[c.winograd], FILTERS, CHANNELS[c.winograd]
+    tiles = max(most[0] // rows, 1) * rows
+    filters = _even_part(c.n[0], max(most[1] // panel, 1) * panel, panel)
+    depth = _even_part(c.k[-1], most[2], lanes)
     return WinogradTiling(
         rows,
         tiles,
