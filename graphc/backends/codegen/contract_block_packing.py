@@ -2,21 +2,20 @@
 
 The left operand goes to rows or to panels one register tile high, the right one to panels one
 register tile wide.  Imports: contract_access, contract_packing, contract_scratch, contract_tiling,
-text.
+contract_transpose, text.
 """
 
 from __future__ import annotations
 
 from graphc.backends.codegen.contract_access import Operand, Record, Table
 from graphc.backends.codegen.contract_packing import (
-    Lanes,
     Packer,
     pack_copies,
     pack_needed,
-    pack_transposed,
 )
 from graphc.backends.codegen.contract_scratch import Scratch
 from graphc.backends.codegen.contract_tiling import Tiling
+from graphc.backends.codegen.contract_transpose import Lanes, pack_transposed
 from graphc.backends.codegen.text import FunctionText, scalar_type
 
 STRIP = 16
@@ -84,8 +83,7 @@ class BlockPacking:
         parts = f.open_loop(0, t.tile_cols, t.lanes)
         first = f.add(panels.index, parts.index)
         at = f.offset(panel, f.mul(parts.index, self.itemsize))
-        square = self.scratch["square"]
-        pack_transposed(f, p, Lanes(free, first, last), k, at, self.room.b_step, square)
+        pack_transposed(f, p, Lanes(free, first, last), k, at, self.room.b_step)
         f.close_loop(parts)
         f.close_loop(panels, [f.offset(panel, self.room.b_panel)])
 

@@ -87,7 +87,6 @@ def _tables(t: Tiling, size: int) -> dict[str, int]:
 def _operands(t: Tiling, size: int, most_a: int, slack: int) -> dict[str, int]:
     """Bytes of packed slices, a panel of A taking `most_a`."""
     return {
-        "square": t.lanes * t.lanes * size,
         "a": t.most.rows // t.tile_rows * most_a + slack,
         "b": t.most.packed * size + slack,
         "cut": t.most.cut * size,
