@@ -12,15 +12,12 @@ from graphc.backends.codegen.contract_packing import (
     Packer,
     pack_copies,
     pack_needed,
+    pack_panels,
 )
 from graphc.backends.codegen.contract_scratch import Scratch
 from graphc.backends.codegen.contract_tiling import Tiling
 from graphc.backends.codegen.contract_transpose import Lanes, pack_transposed
 from graphc.backends.codegen.text import FunctionText, scalar_type
-
-STRIP = 16
-STRIP_BYTES = 128
-"""Narrow panels are packed together, STRIP steps of k at a time; narrow means up to STRIP_BYTES."""
 
 Part = tuple[str, str]
 """The first of the rows or columns of a block, and how many there are."""
@@ -55,7 +52,7 @@ class BlockPacking:
             self._pack_needed(p, free, k, rows[1])
             return
         if t.pack_left.mode != "panels":
-            pack_copies(f, p, free, ("0", rows[1]), k, self.scratch["a"], self.room.a_row, None)
+            pack_copies(f, p, free, ("0", rows[1]), k, self.scratch["a"], self.room.a_row)
             return
         self._pack_panels(p, free, k, depth, rows, t.tile_rows, "a", self.room.a_panel)
 
@@ -102,19 +99,12 @@ class BlockPacking:
         start, count = part
         row = width * self.itemsize
 
-        def pack(top: str, bottom: str) -> None:
-            begin = f.offset(self.scratch[scratch], f.mul(top, row))
-            panels = f.open_loop(0, count, width, [("ptr", begin)])
-            here = f.smin(f.sub(count, panels.index), width)
-            free.fill(f, f.add(start, panels.index), here)
-            pack_copies(f, p, k, (top, bottom), free, panels.carried[0], row, width)
-            f.close_loop(panels, [f.offset(panels.carried[0], stride)])
-
-        # Narrow neighbouring panels share cache lines: take them together, a few rows at a time.
-        # Not where stores run past the panel, which only ascending order repairs.
-        if free.single and width % self.t.lanes == 0 and row <= STRIP_BYTES:
-            strips = f.open_loop(0, depth, STRIP)
-            pack(strips.index, f.smin(f.add(strips.index, STRIP), depth))
-            f.close_loop(strips)
-        else:
-            pack("0", depth)
+        if free.single and not p.operand.guards:
+            free.fill(f, start, count)
+            pack_panels(f, p, k, depth, free, self.scratch[scratch], stride, width)
+            return
+        panels = f.open_loop(0, count, width, [("ptr", self.scratch[scratch])])
+        here = f.smin(f.sub(count, panels.index), width)
+        free.fill(f, f.add(start, panels.index), here)
+        pack_copies(f, p, k, ("0", depth), free, panels.carried[0], row)
+        f.close_loop(panels, [f.offset(panels.carried[0], stride)])

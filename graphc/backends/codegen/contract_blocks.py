@@ -21,7 +21,7 @@ WIDE_BYTES = 1024
 TALLEST = 144
 """Most rows of a block."""
 
-SLICED_ROWS = 216
+SLICED_ROWS = 264
 """Most rows of a block whose rows are read in place, where k takes several slices."""
 
 RUN_BYTES = 8192

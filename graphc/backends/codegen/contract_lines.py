@@ -32,7 +32,7 @@ from graphc.backends.codegen.contract_lines_copy import (
 )
 from graphc.backends.codegen.contract_lines_tiling import LineTiling
 from graphc.backends.codegen.contract_microkernel import Lines, Tile, emit_tile, prefetch
-from graphc.backends.codegen.contract_packing import Packer, pack_copies
+from graphc.backends.codegen.contract_packing import Packer, pack_panels
 from graphc.backends.codegen.contract_parts import ceildiv, even_part, size_of
 from graphc.backends.codegen.contract_tiling import groups
 from graphc.backends.codegen.text import (
@@ -44,9 +44,6 @@ from graphc.backends.codegen.text import (
     vector,
 )
 from graphc.kernel import Contraction
-
-STRIP = 16
-"""Steps of k that all panels of B are packed for before the next ones."""
 
 LINE_SIZE = 64
 """Bytes of a line of the caches."""
@@ -201,20 +198,14 @@ class LinesEmitter:
         f.close_loop(steps, [f.offset(steps.carried[0], self.next_step)])
 
     def _pack_right(self, origin: Record, start: str, steps: str) -> None:
-        """Pack a slice of B in panels as wide as a tile, a few steps at a time."""
+        """Pack a slice of B in panels as wide as a tile."""
         f, t = self.f, self.t
         zeros, located = self.scratch["zeros"], self.scratch["located"]
         p = Packer(self.right, origin, self.scalar, self.itemsize, t.lanes, zeros, located)
         self.right_k.fill(f, start, steps)
-        strips = f.open_loop(0, steps, STRIP, [("ptr", self.scratch["b"])])
-        strip = (strips.index, f.smin(f.add(strips.index, STRIP), steps))
-        panels = f.open_loop(0, self.cols, t.tile_cols, [("ptr", strips.carried[0])])
-        here = f.smin(f.sub(self.cols, panels.index), t.tile_cols)
-        self.right_free.fill(f, f.add(self.col0, panels.index), here)
-        at = panels.carried[0]
-        pack_copies(f, p, self.right_k, strip, self.right_free, at, self.b_step, t.tile_cols)
-        f.close_loop(panels, [f.offset(at, f.mul(f.dim(t.depth), self.b_step))])
-        f.close_loop(strips, [f.offset(strips.carried[0], STRIP * self.b_step)])
+        panel = f.mul(f.dim(t.depth), self.b_step)
+        to = self.scratch["b"]
+        pack_panels(f, p, self.right_k, steps, self.right_free, to, panel, t.tile_cols)
 
     def _tabulate(self, origin: Record, start: str, steps: str) -> str:
         """Write down the runs of a slice that lie inside at a tap; returns their number.

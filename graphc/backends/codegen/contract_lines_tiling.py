@@ -33,6 +33,9 @@ FEWEST_ROWS = 4
 FAR_BYTES = 1024
 """Steps of k so far apart or further are copied: they share few sets of the caches."""
 
+FEW_COLUMNS = 96
+"""Columns that are too few to repay packing rows that could be read in place."""
+
 MARGIN_BYTES = 64 * 1024
 """Most memory of a slice copied with margins."""
 
@@ -162,7 +165,16 @@ def _form(c: Contraction, swapped: bool) -> _Form | None:
         return None
     if taps.size > MOST_TAPS or not _by_lines(left, k):
         return None
-    return _Form(swapped, taps, rows, cols, left, right, k.axes[-1])
+    form = _Form(swapped, taps, rows, cols, left, right, k.axes[-1])
+    return None if _better_in_strips(form, k, c.dtype.itemsize) else form
+
+
+def _better_in_strips(form: _Form, k: Group, itemsize: int) -> bool:
+    """Whether it is a product of matrices whose rows are better packed in strips, that is (see
+    contract_tiling) once for more steps: they are copied anyway, or serve many columns."""
+    if form.taps.axes or len(k.axes) != 1 or guarded(form.left):
+        return False
+    return _is_far(form, itemsize) or assumed_size(form.cols) > FEW_COLUMNS
 
 
 def _with_margins(form: _Form) -> _Form | None:
@@ -256,9 +268,12 @@ def _tiling(c: Contraction, form: _Form, target: Target) -> LineTiling | None:
 
 def _copied_rows(form: _Form, itemsize: int) -> _Form:
     """With rows copied, if the steps of k lie far apart."""
+    return replace(form, copies="rows") if _is_far(form, itemsize) else form
+
+
+def _is_far(form: _Form, itemsize: int) -> bool:
     step = linear(form.left, form.along)
-    far = isinstance(step, int) and step * itemsize >= FAR_BYTES
-    return replace(form, copies="rows") if far else form
+    return isinstance(step, int) and step * itemsize >= FAR_BYTES
 
 
 def _copy_cost(form: _Form) -> float:

@@ -16,6 +16,9 @@ from graphc.backends.codegen.contract_microkernel import lanes_below, masked_loa
 from graphc.backends.codegen.text import FunctionText
 from graphc.dims import factor
 
+FETCHED = 16
+"""Steps of k from the one that is copied to the one that is asked for."""
+
 
 @dataclass(frozen=True)
 class Packer:
@@ -49,13 +52,9 @@ def pack_copies(
     inner: Table,
     destination: str,
     stride: int,
-    width: int | None,
 ) -> None:
-    """Copy [outer][inner] to rows `stride` bytes apart; `width` bounds the inner elements."""
+    """Copy [outer][inner] to rows `stride` bytes apart."""
     start, stop = outer_range
-    if inner.single and width is not None and not p.operand.guards:
-        _copy_panel(f, p, outer, outer_range, inner, (destination, stride), width)
-        return
     rows = f.open_loop(start, stop, 1, [("ptr", destination)])
     at = rows.carried[0]
     position = sum_records(f, p.origin, outer.read(f, rows.index)[0])
@@ -63,51 +62,55 @@ def pack_copies(
     f.close_loop(rows, [f.offset(at, stride)])
 
 
-def _copy_panel(
+def pack_panels(
     f: FunctionText,
     p: Packer,
-    outer: Table,
-    outer_range: tuple[str, str],
-    inner: Table,
-    destination: tuple[str, int],
+    k: Table,
+    steps: str,
+    free: Table,
+    destination: str,
+    panel: str,
     width: int,
 ) -> None:
-    """Copy rows of a panel, which begins at a multiple of `width`: with masks only if it is not
-    full.  Processors do not notice where a masked load goes on reading, so nothing would be on its
-    way when it is wanted."""
-    record, length = inner.read(f, "0")
-    count = -(-width // p.lanes)
+    """Copy rows or columns that lie side by side, without guards, to panels of `width`.
 
-    def copy(masks: Sequence[str]) -> None:
-        rows = f.open_loop(*outer_range, 1, [("ptr", destination[0])])
-        at = rows.carried[0]
-        position = sum_records(f, p.origin, outer.read(f, rows.index)[0])
-        source, _ = p.operand.locate(f, position, record)
-        for v, mask in enumerate(masks):
-            place = f.offset(source, v * p.vector_bytes)
-            if mask:
-                x = masked_load(f, p, place, mask)
-            else:
-                x = f.value(f"load {p.vector}, ptr {place}, align {p.itemsize}")
-            _store(f, p, x, f.offset(at, v * p.vector_bytes))
-        f.close_loop(rows, [f.offset(at, destination[1])])
+    Each step of k goes to all panels before the next: so memory is read in the order it has.
+    `panel`: bytes from one panel to the next, with room for what a last vector writes too much.
+    Only at the end vectors are masked: processors do not notice where a masked load goes on
+    reading, so nothing would be on its way when it is wanted.
+    """
+    record, length = free.read(f, "0")
+    offsets = range(0, width, p.lanes)
+    inside = f.sub(length, (len(offsets) * p.lanes) - width)
+    full = f.mul(f.udiv(f.smax(inside, 0), width), width)
+    rows = f.open_loop(0, steps, 1, [("ptr", destination)])
+    position = sum_records(f, p.origin, k.read(f, rows.index)[0])
+    source, _ = p.operand.locate(f, position, record)
+    across = f.open_loop(0, full, width, [("ptr", source), ("ptr", rows.carried[0])])
+    if k.uniform:
+        f.prefetch(f.offset(across.carried[0], f.mul(k.step, FETCHED * p.itemsize)))
+    _copy_vectors(f, p, across.carried[0], across.carried[1], [""] * len(offsets))
+    beyond = [f.offset(across.carried[0], width * p.itemsize), f.offset(across.carried[1], panel)]
+    source, at = f.close_loop(across, beyond)
+    if len(offsets) * p.lanes != width or factor(free.size) % width:
+        edge = f.open_loop(full, length, width, [("ptr", source), ("ptr", at)])
+        left = f.sub(length, edge.index)
+        masks = [lanes_below(f, p, f.sub(left, begin)) for begin in offsets]
+        _copy_vectors(f, p, edge.carried[0], edge.carried[1], masks)
+        beyond = [f.offset(edge.carried[0], width * p.itemsize), f.offset(edge.carried[1], panel)]
+        f.close_loop(edge, beyond)
+    f.close_loop(rows, [f.offset(rows.carried[0], width * p.itemsize)])
 
-    masks = [lanes_below(f, p, f.sub(length, v * p.lanes)) for v in range(count)]
-    if width % p.lanes:
-        copy(masks)
-        return
-    if factor(inner.size) % width == 0:
-        copy([""] * count)
-        return
-    full, edge, after = f.fresh("full"), f.fresh("edge"), f.fresh("after")
-    f.branch_if(f.value(f"icmp sge i64 {length}, {width}"), full, edge)
-    f.label(full)
-    copy([""] * count)
-    f.branch(after)
-    f.label(edge)
-    copy(masks)
-    f.branch(after)
-    f.label(after)
+
+def _copy_vectors(f: FunctionText, p: Packer, source: str, at: str, masks: Sequence[str]) -> None:
+    """Copy a vector for each mask, '' being all of it."""
+    for v, mask in enumerate(masks):
+        place = f.offset(source, v * p.vector_bytes)
+        if mask:
+            x = masked_load(f, p, place, mask)
+        else:
+            x = f.value(f"load {p.vector}, ptr {place}, align {p.itemsize}")
+        _store(f, p, x, f.offset(at, v * p.vector_bytes))
 
 
 def clear_missing(f: FunctionText, memory: str, first: str, last: str, itemsize: int) -> None:

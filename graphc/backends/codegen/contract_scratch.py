@@ -25,8 +25,9 @@ class Scratch:
         self.depth = f.dim(t.depth)
         if t.pack_left.mode == "panels":
             self.a_row, self.a_step = size, t.tile_rows * size
-            self.a_panel = f.mul(self.depth, self.a_step)
-            most_a = t.most.depth * self.a_step
+            # room for what the last vector of a panel writes too much
+            self.a_panel = f.mul(f.add(self.depth, t.lanes), self.a_step)
+            most_a = (t.most.depth + t.lanes) * self.a_step
         else:
             self.a_row, self.a_step = (t.most.depth + pad) * size, size
             self.a_panel = str(t.tile_rows * self.a_row)

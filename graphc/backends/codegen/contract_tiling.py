@@ -3,12 +3,11 @@
 Tiling follows from the contraction and the target alone, never from threads, and never changes
 bits: each element of C is one chain of fused multiply-adds however it is cut.
 Imports: targets, text, contract_access, contract_blocks, contract_epilogue, contract_operands,
-contract_order, kernel, dims.
+contract_order, contract_outside, kernel, dims.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,10 +37,11 @@ from graphc.backends.codegen.contract_operands import (
     run_cycles,
 )
 from graphc.backends.codegen.contract_order import groups_as_columns, near_rows, reach_of_groups
+from graphc.backends.codegen.contract_outside import guards_first, needed_share
 from graphc.backends.codegen.targets import Target
 from graphc.backends.codegen.text import LANES
 from graphc.dims import DimLike, ceildiv, factor, maximum, minimum, mul, product
-from graphc.kernel import Access, Contraction, Cut, Term
+from graphc.kernel import Access, Contraction, Cut
 
 EVEN = 4
 """Cores that blocks are divided evenly among when the number of rows is known only at run time."""
@@ -59,14 +59,12 @@ STREAMED_ROWS = 16
 """Most rows of C that wait for memory rather than compute where B is packed: they read a panel of B
 once, while the next is asked for."""
 
+STRIP_ROWS = 48
+"""Rows of A packed together where rows lie side by side: whole lines of the caches, and a slice of
+so many rows leaves room for one of B in the L2 cache."""
+
 IN_PLACE_SUMS = 8
 """Accumulators of a register tile that reads B in place; two vectors wide it may have more."""
-
-SKIPPED_RUN = 8
-"""Fewest steps of k in a run worth a test whether to skip it."""
-
-SKIPPED_SHARE = 0.1
-"""Share of A that must lie outside its guards before runs are tested."""
 
 ALIKE = 0.98
 """A register tile is preferred to the usual one where it costs less than this share."""
@@ -127,6 +125,20 @@ class Tiling:
     swapped: bool = False
     batch_inside: bool = False  # blocks of all batches at some rows come one after the other
     grouped: bool = False  # the batch axis is the first of the columns: see contract_order
+
+    @property
+    def strips(self) -> bool:
+        """Whether A is packed a strip of rows at a time."""
+        return _in_strips(self.pack_left, self.rows, self.pack_right) and not self.skips
+
+    @property
+    def strip_rows(self) -> int:
+        return _strip_rows(self.tile_rows)
+
+    @property
+    def by_tiles(self) -> bool:
+        """Whether one row of tiles is summed and finished after the other."""
+        return self.pack_left.mode == "direct" or self.strips
 
     @property
     def finished(self) -> Group:
@@ -194,7 +206,7 @@ def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
         cols = Group((0, *n.axes), (*c.batch, *n.extents))
     lanes = target.lanes(c.dtype.itemsize)
     return Tiling(
-        _guards_first(left, rows) if skips else rows,
+        guards_first(left, rows) if skips else rows,
         cols,
         left,
         right,
@@ -240,9 +252,9 @@ def tile(c: Contraction, target: Target) -> Tiling:
     pack_left = packing_of(left, rows, k, broadcast=True)
     in_runs = _axes_in_runs(left, k)
     in_place = in_runs > 0 and not _reads_in_place(right, rows, cols, k)
-    skips = _needed_share(c, left, rows, k) < (IN_PLACE_SHARE if in_place else 1)
+    skips = needed_share(c, left, rows, k) < (IN_PLACE_SHARE if in_place else 1)
     if skips:
-        rows = _guards_first(left, rows)
+        rows = guards_first(left, rows)
     pack_right = Packing("packed", 0) if c.panel else packing_of(right, cols, k, broadcast=False)
     if not c.panel and _reads_in_place(right, rows, cols, k):
         half = False
@@ -291,6 +303,16 @@ def tile(c: Contraction, target: Target) -> Tiling:
         room = Room(few, block_cols, depth, runs, sums, slices, cut)
         if merged:
             room = room._replace(reach=reach_of_groups(c))
+    elif _in_strips(pack_left, rows, pack_right) and not skips:
+        width, size = vectors * lanes, c.dtype.itemsize
+        block_rows, block_cols, depth = block_in_place(
+            sizes, tile_rows, width, (depth,), 3 * sizes[2], size, c.panel > 0
+        )
+        whole = isinstance(k.size, int) and k.size <= depth
+        strip = _strip_rows(tile_rows)
+        slices = 0 if c.panel else block_cols * depth
+        sums = strip if whole else max(strip, block_rows)
+        room = Room(strip, block_cols, depth, depth, sums, slices, 0)
     else:
         block_rows, block_cols = block(*sizes, tile_rows, vectors * lanes, depth, c.dtype.itemsize)
         if pack_right.mode == "direct":
@@ -339,7 +361,7 @@ def _orientation_cost(c: Contraction, rows: Group, cols: Group, lanes: int) -> f
     left, right = (c.a, c.b) if rows == m else (c.b, c.a)
     depth, size = assumed_size(k), max(assumed_size(cols), 1)
     padding = -(-size // lanes) * lanes / size if isinstance(cols.size, int) else 1.1
-    padding *= _needed_share(c, left, rows, k)
+    padding *= needed_share(c, left, rows, k)
     store = c.stores[0].access if c.stores else c.a
     contiguous = fused_axes(store, cols) == len(cols.axes)
     cost = depth / 16 * padding + (0.5 if contiguous else 5)
@@ -398,6 +420,16 @@ def _spread(rows: Group, cols: Group, block_cols: int) -> int:
     return EVEN // math.gcd(EVEN, max(across, 1))
 
 
+def _in_strips(pack_left: Packing, rows: Group, pack_right: Packing) -> bool:
+    """Whether rows lie side by side in A, to be packed with several register tiles at a time."""
+    panels = pack_left.mode == "panels" and pack_left.fused == len(rows.axes)
+    return panels and pack_right.mode != "direct"
+
+
+def _strip_rows(tile_rows: int) -> int:
+    return max(STRIP_ROWS // tile_rows, 1) * tile_rows
+
+
 def _may_be_few(rows: DimLike) -> bool:
     """Whether a number of rows known only at run time may be one to FEWEST_ROWS."""
     if isinstance(rows, int):
@@ -416,43 +448,6 @@ def _lies_in_vectors(right: Access, cols: Group, k: Group) -> bool:
     moving = [extent for extent in k.extents if extent != 1]
     in_rows = len(moving) <= 1 and fused_axes(right, cols) == len(cols.axes)
     return in_rows and not guarded(right)
-
-
-def _needed_share(c: Contraction, left: Access, rows: Group, k: Group) -> float:
-    """The share of A inside its guards if runs outside are skipped, 1 if they are not: they are
-    where enough lies outside, in runs long enough, for testing them to pay."""
-    packing = packing_of(left, rows, k, broadcast=True)
-    run = product(k.extents[len(k.extents) - packing.fused :])
-    if packing.mode != "rows" or not guarded(left) or assumed(run) < SKIPPED_RUN:
-        return 1.0
-    share = math.prod(_inside(c, term) for term in guarded(left))
-    return share if share < 1 - SKIPPED_SHARE else 1.0
-
-
-def _inside(c: Contraction, term: Term) -> float:
-    """The share of index combinations for which a guarded index is inside (1 where unknown)."""
-    extents = [c.axes[axis] for axis, _ in term.axes]
-    known = [n for n in (*extents, term.limit, term.shift) if isinstance(n, int)]
-    if len(known) < len(extents) + 2 or math.prod(assumed(n) for n in extents) > 1 << 14:
-        return 1.0
-    assert isinstance(term.limit, int)
-    total = inside = 0
-    for index in itertools.product(*(range(assumed(n)) for n in extents)):
-        numerator = assumed(term.shift)
-        for i, (_, coef) in zip(index, term.axes, strict=True):
-            numerator += i * assumed(coef)
-        total += 1
-        inside += numerator % term.div == 0 and 0 <= numerator // term.div < term.limit
-    return inside / max(total, 1)
-
-
-def _guards_first(left: Access, rows: Group) -> Group:
-    """The row axes that guards depend on outside the others: then rows of a tile, which follow
-    each other along the last axis, are mostly inside or outside together."""
-    order = sorted(
-        zip(rows.axes, rows.extents, strict=True), key=lambda pair: not guards_axis(left, pair[0])
-    )
-    return Group(tuple(a for a, _ in order), tuple(e for _, e in order))
 
 
 def _depth(k: Group, fused: int, most: int = DEPTH) -> int:

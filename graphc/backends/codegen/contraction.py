@@ -146,11 +146,11 @@ class _Emitter:
         self.col0, self.cols = c0, f.sub(c1, c0)
         self.batch_index = batch
         self.batch_coords = coordinates(f, self.batch, batch)
-        if t.pack_left.mode != "direct":
+        if t.by_tiles:
+            self._by_tiles()
+        else:
             self._sum()
             self._finish()
-        else:
-            self._by_tiles()
         f.close_loop(blocks)
 
     # ---- the sum over k
@@ -159,7 +159,7 @@ class _Emitter:
         return sum_records(self.f, operand.origin(), operand.part(self.f, self.batch_coords))
 
     def _by_tiles(self) -> None:
-        """Sum and finish one row of tiles after the other, A being read in place."""
+        """Sum and finish one row of tiles after the other."""
         f, t = self.f, self.t
         after = f.fresh("after")
         if t.few_rows:
@@ -196,6 +196,9 @@ class _Emitter:
             self.right_tables[1].fill(f, start, depth)
             origin = self._origin(self.right)
             self.packing.pack_right(origin, (self.col0, self.cols), depth)
+        if t.strips:
+            self._strips_of_slice(depth, (b, panel), first, last, below)
+            return
         shape, origin = self._tile_shape(), self._origin(self.left)
         down = f.open_loop(0, self.rows, t.tile_rows, [("ptr", self.scratch["c"])])
         c = down.carried[0]
@@ -211,13 +214,43 @@ class _Emitter:
         self.in_place.fetch_ahead(f, shape, part, ceildiv(self.f, self.cols, t.tile_cols))
         self.in_place.multiply(f, shape, across.carried[0], at, first, self._moved(column))
         f.close_loop(across, [f.offset(across.carried[0], panel)])
+        self._finish_if(last, c, rows)
+        f.close_loop(down, [f.offset(c, below)])
+
+    def _strips_of_slice(
+        self, depth: str, panels: tuple[str, str], first: str, last: str, below: str
+    ) -> None:
+        """The same where A is packed, a strip of rows at a time: `panels` are where those of B
+        begin, and the bytes from one to the next."""
+        f, t = self.f, self.t
+        shape, origin = self._tile_shape(), self._origin(self.left)
+        b, panel = panels
+        strips = f.open_loop(0, self.rows, t.strip_rows, [("ptr", self.scratch["c"])])
+        top = f.add(self.row0, strips.index)
+        height = f.smin(f.sub(self.rows, strips.index), t.strip_rows)
+        self.packing.pack_left(origin, (top, height), depth)
+        start = [("ptr", self.scratch["a"]), ("ptr", strips.carried[0])]
+        down = f.open_loop(0, height, t.tile_rows, start)
+        a, c = down.carried
+        rows = self._rows(f.add(top, down.index), f.smin(f.sub(height, down.index), t.tile_rows))
+        across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", b)])
+        at = f.offset(c, f.mul(across.index, self.itemsize))
+        column = f.add(self.col0, across.index)
+        self.epilogue.fetch_ahead(rows, column, t.tile_rows, t.tile_cols, last)
+        emit_tile(f, shape, a, across.carried[0], at, depth, first)
+        f.close_loop(across, [f.offset(across.carried[0], panel)])
+        self._finish_if(last, c, rows)
+        c = f.close_loop(down, [f.offset(a, self.room.a_panel), f.offset(c, below)])[1]
+        f.close_loop(strips, [c])
+
+    def _finish_if(self, last: str, c: str, rows: Rows) -> None:
+        f = self.f
         finish, after = f.fresh("finish"), f.fresh("after")
         f.branch_if(last, finish, after)
         f.label(finish)
         self._finish_rows(c, rows)
         f.branch(after)
         f.label(after)
-        f.close_loop(down, [f.offset(c, below)])
 
     def _moved(self, column: str) -> str:
         """How many bytes further the panel of a column reads A."""
@@ -268,7 +301,7 @@ class _Emitter:
             self._multiply_in_place(depth, first, origin, rows, vectors)
             f.branch(after)
             f.label(more)
-        if t.pack_left.mode != "direct":
+        if not t.by_tiles:
             self._pack_and_multiply(depth, first, origin)
         f.branch(after)
         f.label(after)
@@ -297,7 +330,7 @@ class _Emitter:
             self._multiply_panels(depth, first, a, b, tall, panel, ahead=True)
             f.branch(after)
             f.label(more)
-        if t.pack_left.mode != "direct":
+        if not t.by_tiles:
             self._multiply_panels(depth, first, a, b, shape, panel)
         f.branch(after)
         f.label(after)
