@@ -143,3 +143,20 @@ def test_groups_of_some_rows_follow_each_other(filters: int, symbolic: bool) -> 
     (kernel,) = (k for k in plan.kernels if isinstance(k, Contraction))
     found = tile(kernel, AVX2)
     assert (found.grouped, found.batch_inside) == (filters % 8 == 0, filters % 8 != 0)
+
+
+@pytest.mark.parametrize("channels", [17, 24, 40, 56, 104, 120])
+def test_channels_left_over_by_whole_vectors(channels: int) -> None:
+    """They are summed with some before them, unless the output lies where something is read."""
+    x = gx.placeholder("f32", (2, 5, 6, channels))
+    w = gx.placeholder("f32", (3, 3, 1, channels))
+    a, b = gx.placeholder("f32", (60, 7)), gx.placeholder("f32", (7, channels))
+    y = gx.nn.conv(x, w, 1, [(1, 1)] * 2, 1, channels)
+    product = gx.reshape(a @ b, (2, 5, 6, channels))
+    rng = np.random.default_rng(channels)
+    later = gx.nn.conv(x * gx.mean(product), w, 1, [(1, 1)] * 2, 1, channels)
+    into = gx.reshape(later * 2 + product, (60, channels)) @ gx.transpose(b)
+    feeds = {t: rng.standard_normal(t.shape).astype(np.float32) for t in (x, w, a, b)}
+    with gx.Session() as session:
+        assert (report := gx.check([y], feeds, session)).ok, str(report)
+        assert (report := gx.check([into], feeds, session)).ok, str(report)

@@ -14,7 +14,16 @@ from graphc.backends.codegen.memory import open_slots
 from graphc.backends.codegen.numbering import Numbering
 from graphc.backends.codegen.stages import StageEmitter
 from graphc.backends.codegen.text import LANES, FunctionText
-from graphc.kernel import COLUMN_BLOCK, MAP_BLOCK, Access, LoopKernel, Store, grid_axes, sizes_of
+from graphc.kernel import (
+    COLUMN_BLOCK,
+    MAP_BLOCK,
+    Access,
+    LoopKernel,
+    Store,
+    expressions_of,
+    grid_axes,
+    sizes_of,
+)
 
 _CHEAP = 20
 """A stage below this weight is worth copies of its code: one of them is long enough otherwise."""
@@ -48,6 +57,24 @@ def _is_strided(access: Access, axis: int) -> bool:
     )
 
 
+def may_repeat(kernel: LoopKernel) -> bool:
+    """Whether sums beside the vector axis may be computed and stored twice: nothing that is read is
+    overwritten, not even where an output takes over the memory of an input."""
+    stores = [s for stage in kernel.stages for s in stage.stores]
+    if kernel.checks or kernel.vec not in kernel.par or not any(s.accs for s in kernel.stages):
+        return False
+    if any(s.add or s.index is not None for s in stores):
+        return False
+    written = {s.access.buf for s in stores}
+    stored = {(s.access.terms, s.access.offset) for s in stores}
+    for e in expressions_of(kernel):
+        if e.op in ("load", "gather"):
+            access = e.value[0]
+            if access.buf in written or (access.terms, access.offset) in stored:
+                return False
+    return True
+
+
 class _LoopNest:
     """Opens the parallel loops of one kernel."""
 
@@ -60,6 +87,7 @@ class _LoopNest:
         self.all = range(len(kernel.stages))
         self.grid = grid_axes(kernel)
         self.inner = [a for a in kernel.par if a != kernel.vec][len(self.grid) :]
+        self.again = may_repeat(kernel)
 
     def emit(self) -> None:
         self._hoist()
@@ -165,8 +193,9 @@ class _LoopNest:
         return 2
 
     def _vector(self, start: str, stop: str, known: int) -> None:
-        """The parallel vector axis from start to stop: whole steps, then a masked tail, if there
-        can be one: `known` divides the distance."""
+        """The parallel vector axis from start to stop: whole steps, then what is left over, if
+        there can be anything: `known` divides the distance.  That takes a mask, or elements that
+        were done before."""
         f, at = self.f, start
         for units in self._steps(stop, known):
             whole = stop if known % (LANES * units) == 0 else self._whole(at, stop, LANES * units)
@@ -177,11 +206,24 @@ class _LoopNest:
             at = whole
             if at == stop:
                 return
+            if start == "0" and stop.isdigit() and int(stop) > LANES and self.again:
+                self._rest(int(at), int(stop))
+                return
         loop = f.open_loop(at, stop, LANES)
         self.values.mask = self.stages.tail_mask(f.sub(stop, loop.index))
         self._body(loop.index, 1)
         self.values.mask = None
         f.close_loop(loop)
+
+    def _rest(self, at: int, stop: int) -> None:
+        """What is left over, the last of it with elements before it that were done already."""
+        while at < stop:
+            left = stop - at
+            units = next(u for u in (1, 2, 4) if LANES * u >= left)
+            if LANES * units >= min(left + LANES, stop + 1):
+                units //= 2
+            self._body(str(min(at, stop - LANES * units)), units)
+            at += LANES * units
 
     def _steps(self, stop: str, known: int) -> list[int]:
         """Vectors per step of the unmasked loops up to `stop`, one after the other.
