@@ -339,15 +339,18 @@ class LinesEmitter:
         a = f.offset(base, f.mul(f.sub(row, low), self.itemsize))
         if t.copies == "rows":
             fetch_rows(f, self.left, (count, self.scratch["lines"]), t, row, self.ahead)
-        across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", self.scratch["b"])])
-        b = across.carried[0]
-        at = f.offset(c, f.mul(across.index, self.itemsize))
-        self._fetch_next(tap, down.index, across.index)
-        if not t.copies:
-            begins = f.value(f"icmp eq i64 {across.index}, 0")
-            shape = replace(shape, ahead=f.value(f"select i1 {begins}, i64 {self.ahead}, i64 0"))
-        emit_tile(f, shape, a, b, at, lines, first)
-        f.close_loop(across, [f.offset(b, panel)])
+        whole = f.mul(f.udiv(self.cols, t.tile_cols), t.tile_cols) if t.tail[0] else self.cols
+        parts = [("0", whole, shape), (whole, self.cols, shape.narrowed(t.tail))]
+        b = self.scratch["b"]
+        for begin, end, tile in parts if t.tail[0] else parts[:1]:
+            across = f.open_loop(begin, end, t.tile_cols, [("ptr", b)])
+            at = f.offset(c, f.mul(across.index, self.itemsize))
+            self._fetch_next(tap, down.index, across.index)
+            if not t.copies:
+                begins = f.value(f"icmp eq i64 {across.index}, 0")
+                tile = replace(tile, ahead=f.value(f"select i1 {begins}, i64 {self.ahead}, i64 0"))
+            emit_tile(f, tile, a, across.carried[0], at, lines, first)
+            (b,) = f.close_loop(across, [f.offset(across.carried[0], panel)])
         f.close_loop(down, [f.offset(c, t.tile_rows * self.c_row)])
 
     # ---- the epilogue

@@ -17,6 +17,7 @@ from typing import Any
 
 from graphc.backends.codegen.contract_access import Group, fused_axes, guarded, linear
 from graphc.backends.codegen.contract_blocks import even_sizes
+from graphc.backends.codegen.contract_microkernel import Tail, tail_of
 from graphc.backends.codegen.contract_operands import assumed, assumed_size
 from graphc.backends.codegen.contract_tiling import groups
 from graphc.backends.codegen.targets import Target
@@ -73,6 +74,7 @@ class LineTiling:
     tile_rows: int
     tile_vectors: int
     half: bool  # the last vector of a tile has half the lanes
+    tail: Tail
     copies: str
     margin: int
     block_taps: DimLike
@@ -97,7 +99,7 @@ class LineTiling:
     def code(self) -> tuple[Any, ...]:
         """What a cut says besides numbers."""
         inner = len(self.rows.axes)
-        tile = (self.tile_rows, self.tile_vectors, self.half)
+        tile = (self.tile_rows, self.tile_vectors, self.half, self.tail)
         return ("lines", self.swapped, inner, self.copies, self.margin, *tile)
 
 
@@ -210,10 +212,10 @@ def _by_lines(left: Access, k: Group) -> bool:
 
 def _carried(c: Contraction, cut: Cut, target: Target) -> LineTiling:
     """The tiling that a kernel carries."""
-    _, swapped, inner, copies, margin, tile_rows, vectors, half = cut.code
+    _, swapped, inner, copies, margin, tile_rows, vectors, half, tail = cut.code
     rows, cols, left, right = _sides(c, swapped)
     taps, rows = _split(rows, inner)
-    tile = (target.lanes(c.dtype.itemsize), tile_rows, vectors, half)
+    tile = (target.lanes(c.dtype.itemsize), tile_rows, vectors, half, tail)
     block_taps, block_rows, block_cols, depth, room = cut.numbers
     blocks = (block_taps, block_rows, block_cols, depth, room)
     most: Any = cut.most or cut.numbers
@@ -257,6 +259,7 @@ def _tiling(c: Contraction, form: _Form, target: Target) -> LineTiling | None:
         high,
         vectors,
         half,
+        tail_of(form.cols.size, vectors, lanes),
         form.copies,
         form.margin,
         *most,

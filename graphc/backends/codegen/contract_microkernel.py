@@ -2,7 +2,7 @@
 
 Packed operands are padded, so a tile has no edges; B may also be read in place, with masks at the
 edge.  Partial sums go to memory exactly between slices of k, so slicing does not change bits.
-Imports: text.
+Imports: text, dims.
 """
 
 from __future__ import annotations
@@ -11,11 +11,26 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from graphc.backends.codegen.text import FunctionText, suffix
+from graphc.dims import DimLike
 
 UNROLL = 2
 
 LINE = 64
 """Bytes of a cache line."""
+
+
+Tail = tuple[int, bool]
+"""Vectors of the last column of register tiles, where it needs fewer than the others (else 0), and
+whether the last of them needs only half its lanes."""
+
+
+def tail_of(cols: DimLike, vectors: int, lanes: int) -> Tail:
+    """The tail of so many columns, in tiles of so many vectors."""
+    left = cols % (vectors * lanes) if isinstance(cols, int) and cols > vectors * lanes else 0
+    needed = -(-left // lanes)
+    if needed == vectors:
+        return 0, False
+    return needed, lanes >= 4 and 0 < left <= needed * lanes - lanes // 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,10 @@ class Tile:
     in_place: bool = False
     stream: tuple[str, str] | None = None
     even: bool = False
+
+    def narrowed(self, tail: Tail) -> Tile:
+        """The same for the last columns; B and C are as wide as ever."""
+        return replace(self, vectors=tail[0], half=tail[1]) if tail[0] else self
 
     @property
     def columns(self) -> int:

@@ -28,6 +28,7 @@ from graphc.backends.codegen.contract_blocks import (
     slices_in_place,
 )
 from graphc.backends.codegen.contract_epilogue import finishes_again, walks_as_one
+from graphc.backends.codegen.contract_microkernel import Tail, tail_of
 from graphc.backends.codegen.contract_operands import (
     PACK_CYCLES,
     Packing,
@@ -125,6 +126,7 @@ class Tiling:
     swapped: bool = False
     batch_inside: bool = False  # blocks of all batches at some rows come one after the other
     grouped: bool = False  # the batch axis is the first of the columns: see contract_order
+    tail: Tail = (0, False)
 
     @property
     def strips(self) -> bool:
@@ -183,6 +185,7 @@ def cut_of(c: Contraction, target: Target) -> Cut:
         t.few_rows,
         t.batch_inside,
         t.grouped,
+        t.tail,
     )
     return Cut(code, (t.block_rows, t.block_cols, t.depth, t.spread, *t.most), (), _panel(t))
 
@@ -197,7 +200,7 @@ def _panel(t: Tiling) -> int:
 def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
     """The tiling that a kernel carries."""
     swapped, pack_left, pack_right, tile_rows, vectors, half, skips, *last = cut.code
-    flat, chunks, few_rows, inside, grouped = last
+    flat, chunks, few_rows, inside, grouped, tail = last
     block_rows, block_cols, depth, spread, *_ = cut.numbers
     most: Any = cut.most or cut.numbers
     _, m, n, _ = groups(c)
@@ -228,6 +231,7 @@ def _carried(c: Contraction, cut: Cut, target: Target) -> Tiling:
         swapped,
         inside,
         grouped,
+        tail,
     )
 
 
@@ -281,6 +285,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
     depth = _depth(k, fused)
     sizes = (assumed_size(rows), assumed_size(cols), assumed_size(k))
     near = 0 if swapped else near_rows(c) // tile_rows * tile_rows
+    in_strips = not in_place and not skips and _in_strips(pack_left, rows, pack_right)
     if in_place:
         pack_left = Packing("direct", in_runs)
         run = assumed(run_length(left, k))
@@ -303,7 +308,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         room = Room(few, block_cols, depth, runs, sums, slices, cut)
         if merged:
             room = room._replace(reach=reach_of_groups(c))
-    elif _in_strips(pack_left, rows, pack_right) and not skips:
+    elif in_strips:
         width, size = vectors * lanes, c.dtype.itemsize
         block_rows, block_cols, depth = block_in_place(
             sizes, tile_rows, width, (depth,), 3 * sizes[2], size, c.panel > 0
@@ -342,6 +347,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         swapped,
         near > 0 and not merged,
         bool(merged),
+        tail_of(cols.size, vectors, lanes) if in_place or in_strips else (0, False),
     )
 
 

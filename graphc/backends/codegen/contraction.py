@@ -17,6 +17,7 @@ from graphc.backends.codegen.contract_access import (
     coordinates,
     sum_records,
 )
+from graphc.backends.codegen.contract_across import Multiply, tiles_across
 from graphc.backends.codegen.contract_block_packing import BlockPacking
 from graphc.backends.codegen.contract_epilogue import Columns, Epilogue, Rows
 from graphc.backends.codegen.contract_lines import LinesEmitter
@@ -206,15 +207,13 @@ class _Emitter:
         first_row = f.add(self.row0, down.index)
         self.in_place.locate(f, shape, origin, first_row, left)
         rows = self._rows(first_row, f.smin(left, t.tile_rows))
-        across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", b)])
-        at = f.offset(c, f.mul(across.index, self.itemsize))
-        column = f.add(self.col0, across.index)
-        self.epilogue.fetch_ahead(rows, column, t.tile_rows, t.tile_cols, last)
-        part = f.udiv(across.index, t.tile_cols)
-        self.in_place.fetch_ahead(f, shape, part, ceildiv(self.f, self.cols, t.tile_cols))
-        self.in_place.multiply(f, shape, across.carried[0], at, first, self._moved(column))
-        f.close_loop(across, [f.offset(across.carried[0], panel)])
-        self._finish_if(last, c, rows)
+        parts = ceildiv(self.f, self.cols, t.tile_cols)
+
+        def multiply(tile: Tile, b: str, at: str, column: str) -> None:
+            self.in_place.fetch_ahead(f, shape, f.udiv(column, t.tile_cols), parts)
+            self.in_place.multiply(f, tile, b, at, first, self._moved(column))
+
+        self._across(rows, (b, panel), c, last, multiply)
         f.close_loop(down, [f.offset(c, below)])
 
     def _strips_of_slice(
@@ -223,8 +222,7 @@ class _Emitter:
         """The same where A is packed, a strip of rows at a time: `panels` are where those of B
         begin, and the bytes from one to the next."""
         f, t = self.f, self.t
-        shape, origin = self._tile_shape(), self._origin(self.left)
-        b, panel = panels
+        origin = self._origin(self.left)
         strips = f.open_loop(0, self.rows, t.strip_rows, [("ptr", self.scratch["c"])])
         top = f.add(self.row0, strips.index)
         height = f.smin(f.sub(self.rows, strips.index), t.strip_rows)
@@ -233,18 +231,20 @@ class _Emitter:
         down = f.open_loop(0, height, t.tile_rows, start)
         a, c = down.carried
         rows = self._rows(f.add(top, down.index), f.smin(f.sub(height, down.index), t.tile_rows))
-        across = f.open_loop(0, self.cols, t.tile_cols, [("ptr", b)])
-        at = f.offset(c, f.mul(across.index, self.itemsize))
-        column = f.add(self.col0, across.index)
-        self.epilogue.fetch_ahead(rows, column, t.tile_rows, t.tile_cols, last)
-        emit_tile(f, shape, a, across.carried[0], at, depth, first)
-        f.close_loop(across, [f.offset(across.carried[0], panel)])
-        self._finish_if(last, c, rows)
+
+        def multiply(tile: Tile, b: str, at: str, _: str) -> None:
+            emit_tile(f, tile, a, b, at, depth, first)
+
+        self._across(rows, panels, c, last, multiply)
         c = f.close_loop(down, [f.offset(a, self.room.a_panel), f.offset(c, below)])[1]
         f.close_loop(strips, [c])
 
-    def _finish_if(self, last: str, c: str, rows: Rows) -> None:
-        f = self.f
+    def _across(
+        self, rows: Rows, panels: tuple[str, str], c: str, last: str, multiply: Multiply
+    ) -> None:
+        """The tiles beside each other at `c`, finished if the slice is the `last` one."""
+        f, shape, columns = self.f, self._tile_shape(), (self.col0, self.cols)
+        tiles_across(f, self.t, shape, columns, panels, c, multiply, (self.epilogue, rows, last))
         finish, after = f.fresh("finish"), f.fresh("after")
         f.branch_if(last, finish, after)
         f.label(finish)
@@ -253,12 +253,12 @@ class _Emitter:
         f.label(after)
 
     def _moved(self, column: str) -> str:
-        """How many bytes further the panel of a column reads A."""
+        """How many bytes further the panel of a column of the block reads A."""
         f, t = self.f, self.t
         if not t.grouped:
             return "0"
         batch, _ = t.cols.axes
-        group = f.udiv(column, f.dim(t.cols.extents[1]))
+        group = f.udiv(f.add(self.col0, column), f.dim(t.cols.extents[1]))
         return f.mul(group, f.mul(self.left.strides[batch], self.itemsize))
 
     def _sum(self) -> None:
