@@ -241,9 +241,10 @@ class RowsInPlace:
         lengths, width = f.offset(self.k.memory, self.k.width - 8), self.k.width
         if self.guards:
             lengths, width = f.offset(self.memory.needed, 8), RUN_BYTES
-        pointers = [("ptr", p) for p in (self.memory.addresses, b, lengths)]
+        ahead = t.stream[0] if t.stream else b
+        pointers = [("ptr", p) for p in (self.memory.addresses, b, lengths, ahead)]
         loop = f.open_loop(0, self.count, 1, [*pointers, *typed_sums(t, before)])
-        addresses, here, lengths = loop.carried[:3]
+        addresses, here, lengths, ahead = loop.carried[:4]
         length = f.value(f"load i64, ptr {lengths}, align 8")
         following = f.offset(here, f.mul(length, t.b_step))
         if self.guards:
@@ -253,27 +254,32 @@ class RowsInPlace:
             f.value(f"load ptr, ptr {f.offset(addresses, 8 * r)}, align 8") for r in range(t.rows)
         ]
         rows = [f.offset(row, moved) for row in rows]
-        added = _add_run(f, t, rows, here, length, loop.carried[3:])
-        pointers_then = [f.offset(addresses, 8 * n), following, f.offset(lengths, width)]
-        store_sums(f, t, c, f.close_loop(loop, [*pointers_then, *added])[3:])
+        added, ahead = _add_run(f, t, rows, here, length, (loop.carried[4:], ahead))
+        pointers_then = [f.offset(addresses, 8 * n), following, f.offset(lengths, width), ahead]
+        store_sums(f, t, c, f.close_loop(loop, [*pointers_then, *added])[4:])
 
 
 def _add_run(
-    f: FunctionText, t: Tile, rows: list[str], b: str, length: str, sums: list[str]
-) -> list[str]:
-    """Add the products of one run, whose rows begin at given addresses."""
+    f: FunctionText, t: Tile, rows: list[str], b: str, length: str, before: tuple[list[str], str]
+) -> tuple[list[str], str]:
+    """Add the products of one run, whose rows begin at given addresses, to sums; with these goes
+    where memory is to be fetched next."""
+    sums, ahead = before
     unrolled = f.value(f"and i64 {length}, {-UNROLL}")
     for begin, end, unroll in (("0", unrolled, UNROLL), (unrolled, length, 1)):
-        loop = f.open_loop(begin, end, unroll, [("ptr", b), *typed_sums(t, sums)])
-        b, sums = loop.carried[0], loop.carried[1:]
+        loop = f.open_loop(begin, end, unroll, [("ptr", b), ("ptr", ahead), *typed_sums(t, sums)])
+        b, ahead, sums = loop.carried[0], loop.carried[1], loop.carried[2:]
         moved = f.mul(loop.index, t.itemsize)
         starts = [f.offset(row, moved) for row in rows]
-        following = f.offset(b, f.mul(unroll, t.b_step))
+        following, then = f.offset(b, f.mul(unroll, t.b_step)), ahead
+        if t.stream and unroll == UNROLL:
+            f.prefetch(ahead, 2)
+            then = f.offset(ahead, t.stream[1])
         for u in range(unroll):
             here = [f.offset(start, u * t.itemsize) for start in starts]
             sums = add_products(f, t, here, f.offset(b, f.mul(u, t.b_step)), sums)
-        b, *sums = f.close_loop(loop, [following, *sums])
-    return sums
+        b, ahead, *sums = f.close_loop(loop, [following, then, *sums])
+    return sums, ahead
 
 
 def _numbers(n: int, kind: str) -> str:

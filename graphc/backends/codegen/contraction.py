@@ -28,8 +28,9 @@ from graphc.backends.codegen.contract_lines_tiling import (
 )
 from graphc.backends.codegen.contract_microkernel import Runs, Tile, emit_tile, lanes_below
 from graphc.backends.codegen.contract_packing import clear_missing
+from graphc.backends.codegen.contract_panels import PackedPanels
 from graphc.backends.codegen.contract_parts import ceildiv, even_part, size_of
-from graphc.backends.codegen.contract_rows import RowScratch, RowsInPlace
+from graphc.backends.codegen.contract_rows import UNROLL, RowScratch, RowsInPlace
 from graphc.backends.codegen.contract_scratch import Scratch
 from graphc.backends.codegen.contract_tiling import (
     SPREAD_ROWS,
@@ -120,11 +121,12 @@ class _Emitter:
 
     def emit(self) -> None:
         f, t = self.f, self.t
-        self.row_count, self.col_count = (
-            size_of(self.f, t.rows.extents),
-            size_of(self.f, t.cols.extents),
+        self.row_count, self.col_count, self.k_count = (
+            size_of(f, group.extents) for group in (t.rows, t.cols, self.k)
         )
-        self.k_count = size_of(self.f, self.k.extents)
+        self.panels = PackedPanels(
+            f, self.right.base, self.col_count, self.k_count, self.room.b_step, t.tile_cols
+        )
         row_blocks = ceildiv(self.f, self.row_count, f.dim(t.block_rows))
         if t.spread != 1:
             spread, most = f.dim(t.spread), ceildiv(f, self.row_count, SPREAD_ROWS)
@@ -191,7 +193,7 @@ class _Emitter:
             self.right_tables[0].fill(f, self.col0, self.cols)
         self.left_tables[1].fill(f, start, depth)
         if t.packed:
-            b, panel = self._panels_from(start)
+            b, panel = self.panels.at(self.batch_index, self.col0, start)
         else:
             b, panel = self.scratch["b"], self.room.b_panel
             self.right_tables[1].fill(f, start, depth)
@@ -201,8 +203,13 @@ class _Emitter:
             self._strips_of_slice(depth, (b, panel), first, last, below)
             return
         shape, origin = self._tile_shape(), self._origin(self.left)
-        down = f.open_loop(0, self.rows, t.tile_rows, [("ptr", self.scratch["c"])])
-        c = down.carried[0]
+        begin = share = "0"
+        if t.packed:
+            tiles = ceildiv(f, self.rows, t.tile_rows)
+            begin, share = self.panels.ahead(self.cols, start, depth, last, tiles)
+        carried = [("ptr", self.scratch["c"]), ("i64", begin)]
+        down = f.open_loop(0, self.rows, t.tile_rows, carried)
+        c, ahead = down.carried
         left = f.sub(self.rows, down.index)
         first_row = f.add(self.row0, down.index)
         self.in_place.locate(f, shape, origin, first_row, left)
@@ -211,10 +218,12 @@ class _Emitter:
 
         def multiply(tile: Tile, b: str, at: str, column: str) -> None:
             self.in_place.fetch_ahead(f, shape, f.udiv(column, t.tile_cols), parts)
+            if t.packed:
+                tile = replace(tile, stream=(f.offset(b, ahead), share))
             self.in_place.multiply(f, tile, b, at, first, self._moved(column))
 
         self._across(rows, (b, panel), c, last, multiply)
-        f.close_loop(down, [f.offset(c, below)])
+        f.close_loop(down, [f.offset(c, below), f.add(ahead, f.udiv(f.mul(share, depth), UNROLL))])
 
     def _strips_of_slice(
         self, depth: str, panels: tuple[str, str], first: str, last: str, below: str
@@ -306,20 +315,10 @@ class _Emitter:
         f.branch(after)
         f.label(after)
 
-    def _panels_from(self, start: str) -> tuple[str, str]:
-        """Where the panels of the block lie that an earlier step has packed, from step `start` of
-        k on, and the bytes from one to the next."""
-        f, t = self.f, self.t
-        panel = f.mul(self.k_count, self.room.b_step)
-        panels = f.mul(self.batch_index, ceildiv(self.f, self.col_count, t.tile_cols))
-        panels = f.add(panels, f.udiv(self.col0, t.tile_cols))
-        at = f.add(f.mul(panels, panel), f.mul(start, self.room.b_step))
-        return f.offset(self.right.base, at), panel
-
     def _multiply_packed(self, depth: str, first: str, start: str) -> None:
         """Multiply by panels that an earlier step has packed, from step `start` of k on."""
         f, t = self.f, self.t
-        b, panel = self._panels_from(start)
+        b, panel = self.panels.at(self.batch_index, self.col0, start)
         a, shape = self.scratch["a"], self._tile_shape()
         after = f.fresh("after")
         for most, rows, _ in t.few_rows:
