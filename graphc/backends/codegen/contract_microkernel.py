@@ -7,6 +7,7 @@ Imports: text, dims.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -66,6 +67,13 @@ class Tile:
     def narrowed(self, tail: Tail) -> Tile:
         """The same for the last columns; B and C are as wide as ever."""
         return replace(self, vectors=tail[0], half=tail[1]) if tail[0] else self
+
+    @property
+    def paired(self) -> bool:
+        """Whether half vectors of two rows share an accumulator: one multiply-add does for both,
+        where enough of them are left to hide its latency."""
+        sums = self.rows * (self.vectors - 1) + self.rows // 2
+        return self.half and self.rows % 2 == 0 and sums >= 8 and not self.in_place
 
     @property
     def columns(self) -> int:
@@ -217,17 +225,36 @@ def _add_steps(
 
 
 def _places(t: Tile) -> list[tuple[int, int]]:
-    """Byte offset in C and vector number of each accumulator."""
-    return [(r * t.c_row + v * t.vector_bytes, v) for r in range(t.rows) for v in range(t.vectors)]
+    """Row and vector number of each accumulator; two rows that share one come before it."""
+    if not t.paired:
+        return [(r, v) for r in range(t.rows) for v in range(t.vectors)]
+    last = t.vectors - 1
+    whole = [[(r + i, v) for i in range(2) for v in range(last)] for r in range(0, t.rows, 2)]
+    return [x for r, two in enumerate(whole) for x in (*two, (2 * r, last))]
+
+
+def _pairs(t: Tile, v: int) -> bool:
+    """Whether accumulators of vector v hold half a vector each of two rows."""
+    return t.paired and v == t.vectors - 1
 
 
 def typed_sums(t: Tile, sums: list[str]) -> list[tuple[str, str]]:
-    return [(t.vector(v), x) for (_, v), x in zip(_places(t), sums, strict=True)]
+    whole = f"<{t.lanes} x {t.scalar}>"
+    return [
+        (whole if _pairs(t, v) else t.vector(v), x)
+        for (_, v), x in zip(_places(t), sums, strict=True)
+    ]
 
 
 def store_sums(f: FunctionText, t: Tile, c: str, sums: list[str]) -> None:
-    for (place, v), x in zip(_places(t), sums, strict=True):
-        f.emit(f"store {t.vector(v)} {x}, ptr {f.offset(c, place)}, align {t.aligned(v)}")
+    half = t.lanes // 2
+    for (r, v), x in zip(_places(t), sums, strict=True):
+        parts = [x]
+        if _pairs(t, v):
+            parts = [shuffled(f, t, x, x, range(i, i + half), t.lanes) for i in (0, half)]
+        for i, part in enumerate(parts):
+            place = f.offset(c, (r + i) * t.c_row + v * t.vector_bytes)
+            f.emit(f"store {t.vector(v)} {part}, ptr {place}, align {t.aligned(v)}")
 
 
 def initial_sums(f: FunctionText, t: Tile, c: str, first: str) -> list[str]:
@@ -235,10 +262,15 @@ def initial_sums(f: FunctionText, t: Tile, c: str, first: str) -> list[str]:
     before, again, start = f.block, f.fresh("again"), f.fresh("start")
     f.branch_if(first, start, again)
     f.label(again)
-    partial = [
-        f.value(f"load {t.vector(v)}, ptr {f.offset(c, place)}, align {t.aligned(v)}")
-        for place, v in _places(t)
-    ]
+    partial = []
+    for r, v in _places(t):
+        found = []
+        for row in (r, r + 1) if _pairs(t, v) else (r,):
+            place = f.offset(c, row * t.c_row + v * t.vector_bytes)
+            found.append(f.value(f"load {t.vector(v)}, ptr {place}, align {t.aligned(v)}"))
+        if _pairs(t, v):
+            found = [shuffled(f, t, found[0], found[1], range(t.lanes), t.lanes // 2)]
+        partial += found
     f.branch(start)
     f.label(start)
     return [
@@ -253,20 +285,41 @@ def add_products(f: FunctionText, t: Tile, a: list[str], b: str, sums: list[str]
     if t.b_ahead:
         for line in range(0, t.vectors * t.vector_bytes, LINE):
             prefetch(f, f.offset(f.offset(b, line), t.b_ahead))
+    splats: dict[tuple[int, int], str] = {}
+
+    def splat(row: int, lanes: int) -> str:
+        if (row, lanes) not in splats:
+            one = f.value(f"load {t.scalar}, ptr {a[row]}, align {t.itemsize}")
+            splats.update({(row, n): f.splat(t.scalar, one, n) for n in widths})
+        return splats[row, lanes]
+
+    widths = dict.fromkeys(t.lanes if _pairs(t, v) else t.width(v) for v in range(t.vectors))
     following: list[str] = []
-    for r, address in enumerate(a):
-        one = f.value(f"load {t.scalar}, ptr {address}, align {t.itemsize}")
-        rows = {n: f.splat(t.scalar, one, n) for n in {t.width(v): 0 for v in range(t.vectors)}}
-        for v in range(t.vectors):
-            n, at = t.width(v), r * t.vectors + v
-            following.append(f.intrinsic("fma", t.scalar, rows[n], columns[v], sums[at], lanes=n))
+    for (r, v), x in zip(_places(t), sums, strict=True):
+        n = t.lanes if _pairs(t, v) else t.width(v)
+        factor = splat(r, n)
+        if _pairs(t, v):
+            both = [*range(n // 2), *range(n + n // 2, 2 * n)]
+            factor = shuffled(f, t, factor, splat(r + 1, n), both, n)
+        following.append(f.intrinsic("fma", t.scalar, factor, columns[v], x, lanes=n))
     return following
+
+
+def shuffled(f: FunctionText, t: Vectors, x: str, y: str, lanes: Iterable[int], width: int) -> str:
+    """Lanes by number of two vectors `width` wide."""
+    kind, numbers = f"<{width} x {t.scalar}>", ", ".join(f"i32 {i}" for i in lanes)
+    count = numbers.count("i32")
+    return f.value(f"shufflevector {kind} {x}, {kind} {y}, <{count} x i32> <{numbers}>")
 
 
 def _column(f: FunctionText, t: Tile, address: str, v: int) -> str:
     if not t.b_masks:
         alignment = t.itemsize if t.in_place else t.b_alignment or t.aligned(v)
-        return f.value(f"load {t.vector(v)}, ptr {address}, align {alignment}")
+        x = f.value(f"load {t.vector(v)}, ptr {address}, align {alignment}")
+        if not _pairs(t, v):
+            return x
+        half = t.lanes // 2
+        return shuffled(f, t, x, x, [*range(half), *range(half)], half)
     return masked_load(f, t, address, t.b_masks[v])
 
 
