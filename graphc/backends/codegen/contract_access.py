@@ -194,6 +194,18 @@ def advanced(f: FunctionText, group: Group, coords: Mapping[int, str]) -> dict[i
     return following
 
 
+def _evenly_apart(access: Access, group: Group) -> bool:
+    """Whether the elements of a group, in its order, are a constant stride apart."""
+    expected: DimLike | None = None
+    for axis, extent in zip(reversed(group.axes), reversed(group.extents), strict=True):
+        if extent == 1:
+            continue
+        if expected is not None and linear(access, axis) != expected:
+            return False
+        expected = mul(linear(access, axis), extent)
+    return True
+
+
 class Table:
     """Records of one axis group in scratch memory: each a run of contiguous elements.
 
@@ -215,8 +227,9 @@ class Table:
         self.width = 8 * record_words(operand.access)
         self.rows = "0"
         moving = [a for a, e in zip(group.axes, group.extents, strict=True) if e != 1]
-        self.uniform = fused == 0 and len(moving) <= 1 and not operand.guards
-        self.step = operand.strides[moving[0]] if self.uniform and moving else "0"
+        even = _evenly_apart(operand.access, group)
+        self.uniform = fused == 0 and even and not operand.guards
+        self.step = operand.strides[moving[-1]] if self.uniform and moving else "0"
         self.start = "0"
 
     @property

@@ -81,6 +81,13 @@ def pack_panels(
     """
     record, length = free.read(f, "0")
     offsets = range(0, width, p.lanes)
+    if isinstance(free.size, int) and free.size < width:
+        masks = [_mask_at(f, p, begin, free.size) for begin in offsets]
+        rows = f.open_loop(0, steps, 1, [("ptr", destination)])
+        position = sum_records(f, p.origin, k.read(f, rows.index)[0])
+        _copy_vectors(f, p, p.operand.locate(f, position, record)[0], rows.carried[0], masks)
+        f.close_loop(rows, [f.offset(rows.carried[0], width * p.itemsize)])
+        return
     inside = f.sub(length, (len(offsets) * p.lanes) - width)
     full = f.mul(f.udiv(f.smax(inside, 0), width), width)
     rows = f.open_loop(0, steps, 1, [("ptr", destination)])
@@ -100,6 +107,11 @@ def pack_panels(
         beyond = [f.offset(edge.carried[0], width * p.itemsize), f.offset(edge.carried[1], panel)]
         f.close_loop(edge, beyond)
     f.close_loop(rows, [f.offset(rows.carried[0], width * p.itemsize)])
+
+
+def _mask_at(f: FunctionText, p: Packer, begin: int, size: int) -> str:
+    """Which lanes of a vector that begins somewhere are below a size, '' being all of them."""
+    return "" if begin + p.lanes <= size else lanes_below(f, p, str(size - begin))
 
 
 def _copy_vectors(f: FunctionText, p: Packer, source: str, at: str, masks: Sequence[str]) -> None:
