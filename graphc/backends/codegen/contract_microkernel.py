@@ -43,7 +43,8 @@ class Tile:
     has only half the lanes, because no column needs the others.  `ahead`: bytes from an element of
     A to one that is wanted soon and may lie far away; `b_ahead`: the same in B.  `stream`: where
     memory begins that will be wanted, and how much further the line is that each `UNROLL` steps of
-    k ask for.  `even`: the number of steps is a multiple of `UNROLL`.
+    k ask for.  `even`: the number of steps is a multiple of `UNROLL`.  The vectors of
+    B may lie in several `panels`, `panel` bytes apart.
     """
 
     rows: int
@@ -63,6 +64,8 @@ class Tile:
     in_place: bool = False
     stream: tuple[str, str] | None = None
     even: bool = False
+    panels: int = 1
+    panel: str = "0"
 
     def narrowed(self, tail: Tail) -> Tile:
         """The same for the last columns; B and C are as wide as ever."""
@@ -281,7 +284,7 @@ def initial_sums(f: FunctionText, t: Tile, c: str, first: str) -> list[str]:
 
 def add_products(f: FunctionText, t: Tile, a: list[str], b: str, sums: list[str]) -> list[str]:
     """One step of k: a broadcast of A per row, at given addresses, against the vectors of B."""
-    columns = [_column(f, t, f.offset(b, v * t.vector_bytes), v) for v in range(t.vectors)]
+    columns = [_column(f, t, _in_panel(f, t, b, v), v) for v in range(t.vectors)]
     if t.b_ahead:
         for line in range(0, t.vectors * t.vector_bytes, LINE):
             prefetch(f, f.offset(f.offset(b, line), t.b_ahead))
@@ -310,6 +313,12 @@ def shuffled(f: FunctionText, t: Vectors, x: str, y: str, lanes: Iterable[int], 
     kind, numbers = f"<{width} x {t.scalar}>", ", ".join(f"i32 {i}" for i in lanes)
     count = numbers.count("i32")
     return f.value(f"shufflevector {kind} {x}, {kind} {y}, <{count} x i32> <{numbers}>")
+
+
+def _in_panel(f: FunctionText, t: Tile, b: str, v: int) -> str:
+    """Where vector v of a step lies."""
+    panel, within = divmod(v, t.vectors // t.panels)
+    return f.offset(f.offset(b, f.mul(t.panel, panel)), within * t.vector_bytes)
 
 
 def _column(f: FunctionText, t: Tile, address: str, v: int) -> str:

@@ -60,6 +60,9 @@ STREAMED_ROWS = 16
 """Most rows of C that wait for memory rather than compute where B is packed: they read a panel of B
 once, while the next is asked for."""
 
+SIDE_BY_SIDE = 4
+"""Packed panels of B that a single row reads at the same time."""
+
 STRIP_ROWS = 48
 """Rows of A packed together where rows lie side by side: whole lines of the caches, and a slice of
 so many rows leaves room for one of B in the L2 cache."""
@@ -277,7 +280,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         if c.panel:
             low = min(FEWEST_ROWS, tile_rows)
             most = STREAMED_ROWS if in_place else low
-            few_rows = ((1, 1, vectors), (most, low, vectors))
+            few_rows = ((1, 1, vectors if half else SIDE_BY_SIDE * vectors), (most, low, vectors))
         elif _lies_in_vectors(right, cols, k):
             low = min(FEWEST_ROWS, tile_rows)
             few_rows = ((1, 1, 4), (low, low, 2))

@@ -29,6 +29,7 @@ from graphc.backends.codegen.contract_lines_tiling import (
 from graphc.backends.codegen.contract_microkernel import Runs, Tile, emit_tile, lanes_below
 from graphc.backends.codegen.contract_packing import clear_missing
 from graphc.backends.codegen.contract_panels import PackedPanels
+from graphc.backends.codegen.contract_panelwise import Panels, multiply_few, multiply_panels
 from graphc.backends.codegen.contract_parts import ceildiv, even_part, size_of
 from graphc.backends.codegen.contract_rows import UNROLL, RowScratch, RowsInPlace
 from graphc.backends.codegen.contract_scratch import Scratch
@@ -317,20 +318,22 @@ class _Emitter:
 
     def _multiply_packed(self, depth: str, first: str, start: str) -> None:
         """Multiply by panels that an earlier step has packed, from step `start` of k on."""
-        f, t = self.f, self.t
-        b, panel = self.panels.at(self.batch_index, self.col0, start)
-        a, shape = self.scratch["a"], self._tile_shape()
+        f, t, room = self.f, self.t, self.room
+        panels = Panels(*self.panels.at(self.batch_index, self.col0, start), depth, first)
+        shape = self._tile_shape()
         after = f.fresh("after")
-        for most, rows, _ in t.few_rows:
+        for most, rows, vectors in t.few_rows:
             few, more = f.fresh("few"), f.fresh("more")
             f.branch_if(f.value(f"icmp sle i64 {self.rows}, {most}"), few, more)
             f.label(few)
-            tall = replace(shape, rows=rows)
-            self._multiply_panels(depth, first, a, b, tall, panel, ahead=True)
+            size, tall = (self.rows, self.cols), replace(shape, rows=rows)
+            multiply_few(f, t, room, tall, panels, size, vectors)
             f.branch(after)
             f.label(more)
-        if not t.by_tiles:
-            self._multiply_panels(depth, first, a, b, shape, panel)
+        if t.skips:
+            self._multiply(depth, first, self.scratch["a"], panels.first, shape, panels.apart)
+        elif not t.by_tiles:
+            multiply_panels(f, t, room, shape, panels, (self.rows, "0", self.cols))
         f.branch(after)
         f.label(after)
 
@@ -427,46 +430,6 @@ class _Emitter:
         f, lanes = self.f, shape.lanes
         left = f.sub(self.cols, column)
         return tuple([lanes_below(f, shape, f.sub(left, v * lanes)) for v in range(shape.vectors)])
-
-    def _multiply_panels(
-        self,
-        depth: str,
-        first: str,
-        a: str,
-        b: str,
-        shape: Tile,
-        panel: str,
-        ahead: bool = False,
-    ) -> None:
-        """Run the register tile over the block, all rows for one panel of B after the other.
-
-        The panel then stays in the first cache, and A, of which a step needs less, comes from the
-        second.  With `ahead` the next panel is asked for meanwhile: few rows wait for memory.
-        """
-        f, t = self.f, self.t
-        if t.skips:
-            self._multiply(depth, first, a, b, shape, panel)
-            return
-        start = [("ptr", b), ("ptr", self.scratch["c"])]
-        across = f.open_loop(0, self.cols, shape.vectors * t.lanes, start)
-        width = shape.vectors * t.lanes
-        done, (b, c) = across.index, across.carried
-        if ahead:
-            back = f.mul(f.udiv(done, width), panel)
-            following = f.sub(f.mul(depth, self.room.b_step), back)  # the next slice begins there
-            last = f.value(f"icmp sge i64 {f.add(done, width)}, {self.cols}")
-            step = f.value(f"select i1 {last}, i64 {following}, i64 {panel}")
-            shape = replace(shape, b_ahead=step)
-        down = f.open_loop(0, self.rows, shape.rows, [("ptr", a), ("ptr", c)])
-        emit_tile(f, shape, down.carried[0], b, down.carried[1], depth, first)
-        below = shape.rows * self.room.c_row
-        panels = t.pack_left.mode == "panels"
-        next_a = self.room.a_panel if panels else str(shape.rows * self.room.a_row)
-        a, c = f.offset(down.carried[0], next_a), f.offset(down.carried[1], below)
-        f.close_loop(down, [a, c])
-        f.close_loop(
-            across, [f.offset(b, panel), f.offset(across.carried[1], width * self.itemsize)]
-        )
 
     def _tile_shape(self) -> Tile:
         t = self.t
