@@ -77,6 +77,43 @@ def test_what_is_cut(m: int, n: int, k: DimLike, cut: int) -> None:
 @pytest.mark.parametrize(
     ("m", "n", "k", "cut"),
     [
+        (1, 1030, 1024, 4),
+        (8, 1030, 1024, 4),
+        (9, 1030, 1024, 0),  # rows enough to compute meanwhile
+        (1, 1030, 1021, 0),  # a prime
+        (1, 300, 1024, 0),  # soon read
+        (symbol("n"), 1030, 1024, 0),
+    ],
+)
+def test_large_right_operands_of_few_rows(m: DimLike, n: int, k: int, cut: int) -> None:
+    parts = in_parts(matmul(m, n, k))
+    assert (0 if parts is None else parts.shape[0]) == cut
+    assert in_parts(matmul(m, n, k, tb=True)) is None  # its rows are not read side by side
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_few_rows_by_parts(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    a, b = (rng.standard_normal(s).astype(np.float32) for s in ((rows, 1028), (1028, 1037)))
+    results = []
+    for threads in (1, 2, 4):
+        with gx.Graph().as_default() as graph, gx.Session(graph, threads=threads) as session:
+            x = gx.placeholder("f32", a.shape)
+            w = gx.Variable(b)
+            session.run(w.initializer)
+            trace = gx.Trace()
+            y = gx.nn.relu(x @ w) + 1
+            got = session.run(y, {x: a}, options=gx.RunOptions(trace=trace))
+            assert any("by parts" in event.label for event in trace.events)
+            results.append(np.asarray(got))
+    wanted = np.maximum(a.astype(np.float64) @ b.astype(np.float64), 0) + 1
+    np.testing.assert_allclose(results[0], wanted, 1e-4, 1e-4)
+    assert results[0].tobytes() == results[1].tobytes() == results[2].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "cut"),
+    [
         (64, 256, symbol("n") * 3136, 64),  # 64 parts of 64 x 256 are 256 blocks of 64 x 64
         (256, 1024, symbol("n") * 196, 4),
         (256, 512, symbol("n") * 49, 0),  # short

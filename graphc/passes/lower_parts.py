@@ -32,6 +32,9 @@ from graphc.passes.contraction_axes import fewest_axes
 PARTS = range(4, 17)
 """How many parts cores share evenly, fewest first."""
 
+LARGE = 1 << 19
+"""Elements of a right operand that take some ten times as long to read as a step more takes."""
+
 IMAGES = 16
 """How many images sums are taken to be over where their number is not known."""
 
@@ -46,6 +49,7 @@ class Shares:
     unknown   the same of each image, where the number of images is not known
     elements  about how many elements the parts should have in all; 0: as many parts as PARTS say
     slender   fewest terms for each row or column of the longer side: rows that are many make blocks
+    rows      most rows of a product that only waits for its right operand
     """
 
     few: int = 8192
@@ -54,6 +58,7 @@ class Shares:
     unknown: int = 256
     elements: int = 0
     slender: int = 16
+    rows: int = 8
 
     def counts(self, size: int) -> range:
         """How many parts `size` elements may have, the best first."""
@@ -62,7 +67,7 @@ class Shares:
 
 SHARES = Shares()
 
-GPU_SHARES = Shares(few=1 << 19, narrow=1 << 30, unknown=48, elements=1 << 20, slender=0)
+GPU_SHARES = Shares(few=1 << 19, narrow=1 << 30, unknown=48, elements=1 << 20, slender=0, rows=0)
 """For hundreds of blocks of 64 x 64 elements."""
 
 
@@ -84,12 +89,13 @@ def in_parts(c: Contraction, shares: Shares = SHARES) -> Parts | None:
     batch, m, n = (dims.product(group) for group in (c.batch, c.m, c.n))
     if c.winograd or not (isinstance(batch, int) and isinstance(m, int) and isinstance(n, int)):
         return None
-    if not 0 < batch * m * n <= shares.few or min(m, n) > shares.narrow or min(m, n) == 1:
-        return None
     length = dims.product(c.k)
-    terms = dims.factor(length) * (1 if isinstance(length, int) else IMAGES)
-    if terms < shares.slender * max(m, n):
-        return None
+    if not _waits(c, shares, batch * m, length * n if isinstance(length, int) else 0):
+        if not 0 < batch * m * n <= shares.few or min(m, n) > shares.narrow or min(m, n) == 1:
+            return None
+        terms = dims.factor(length) * (1 if isinstance(length, int) else IMAGES)
+        if terms < shares.slender * max(m, n):
+            return None
     most = dims.factor(length) // (shares.terms if isinstance(length, int) else shares.unknown)
     inner = len(c.axes) - len(c.k)
     counts = shares.counts(batch * m * n)
@@ -99,6 +105,26 @@ def in_parts(c: Contraction, shares: Shares = SHARES) -> Parts | None:
         return None
     count, axis = max(found, key=lambda x: x[0]) if shares.elements else found[0]
     return Parts(_first(c, axis, count), _last(c, count), (count, *c.axes[:inner]))
+
+
+def _waits(c: Contraction, shares: Shares, rows: int, elements: int) -> bool:
+    """Whether few rows read a large right operand once, along its rows: memory is fastest where
+    each part reads all columns of some of them."""
+    if len(c.k) != 1 or c.batch or not 0 < rows <= shares.rows or elements < LARGE:
+        return False
+    inner = len(c.axes) - 1
+    steps: dict[int, DimLike] = {}
+    for t in c.b.terms:
+        for a, x in t.axes:
+            steps[a] = dims.add(steps.get(a, 0), dims.mul(x, t.stride))
+    columns = [a for a in range(len(c.m), inner) if c.axes[a] != 1]
+    plain = all(t.limit is None and t.div == 1 for t in c.b.terms)
+    return (
+        plain
+        and len(columns) == 1
+        and steps[columns[0]] == 1
+        and steps[inner] == c.axes[columns[0]]
+    )
 
 
 def _parts(extent: DimLike, counts: range, most: int) -> int:

@@ -24,7 +24,7 @@ TALLEST = 144
 SLICED_ROWS = 264
 """Most rows of a block whose rows are read in place, where k takes several slices."""
 
-RUN_BYTES = 8192
+RUN_BYTES = 16384
 """Columns of a block that reads B in place, in bytes, that make runs long enough."""
 
 FEW_BLOCKS = 2
@@ -64,10 +64,11 @@ def block(
     return best[1], best[2]
 
 
-def columns_in_place(cols: int, tile_cols: int, itemsize: int) -> int:
+def columns_in_place(cols: int, tile_cols: int, itemsize: int, batches: int) -> int:
     """Columns of a block that reads B in place: long runs of memory, and a few blocks at least."""
     most = RUN_BYTES // itemsize
-    wanted = max(min(-(-cols // FEW_BLOCKS), most), WIDE_BYTES // itemsize)
+    parts = max(FEW_BLOCKS // max(batches, 1), 1)
+    wanted = max(min(-(-cols // parts), most), WIDE_BYTES // itemsize)
     return -(-min(wanted, max(cols, 1)) // tile_cols) * tile_cols
 
 

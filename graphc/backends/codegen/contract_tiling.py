@@ -324,7 +324,8 @@ def tile(c: Contraction, target: Target) -> Tiling:
     else:
         block_rows, block_cols = block(*sizes, tile_rows, vectors * lanes, depth, c.dtype.itemsize)
         if pack_right.mode == "direct":
-            block_cols = columns_in_place(sizes[1], vectors * lanes, c.dtype.itemsize)
+            batches = math.prod(map(assumed, c.batch))
+            block_cols = columns_in_place(sizes[1], vectors * lanes, c.dtype.itemsize, batches)
         slices = 0 if pack_right.mode in ("direct", "packed") else block_cols * depth
         room = Room(block_rows, block_cols, depth, depth, block_rows, slices, 0)
     return Tiling(

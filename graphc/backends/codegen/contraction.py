@@ -48,8 +48,9 @@ from graphc.backends.codegen.text import FunctionText, scalar_type
 from graphc.dims import DimLike, factor
 from graphc.kernel import Contraction, Cut, sizes_of
 
-IN_PLACE_STRIP = 8
-"""Steps of k over all columns of a block that reads B in place: as many rows are read at once."""
+IN_PLACE_STRIP, SINGLE_STRIP = 8, 4
+"""Steps of k over all columns of a block that reads B in place, and of one with a single row of C:
+as many rows of B are read at once."""
 
 
 def contraction_blocks(c: Contraction, target: Target | None = None) -> DimLike:
@@ -362,16 +363,16 @@ class _Emitter:
         if t.skips:
             self._multiply(depth, first, self.scratch["a"], b, shape, panel)
             return
-        strips = f.open_loop(
-            0, f.smax(depth, 1), IN_PLACE_STRIP, [("ptr", self.scratch["a"]), ("ptr", b)]
-        )
+        strip = SINGLE_STRIP if rows == 1 else IN_PLACE_STRIP
+        start = [("ptr", self.scratch["a"]), ("ptr", b)]
+        strips = f.open_loop(0, f.smax(depth, 1), strip, start)
         a, b = strips.carried
-        steps = f.smin(f.sub(depth, strips.index), IN_PLACE_STRIP)
+        steps = f.smin(f.sub(depth, strips.index), strip)
         begins = f.value(f"icmp eq i64 {strips.index}, 0")
         first = f.value(f"and i1 {first}, {begins}")
         self._multiply(steps, first, a, b, shape, panel)
-        following = f.offset(a, IN_PLACE_STRIP * self.room.a_step)
-        f.close_loop(strips, [following, f.offset(b, f.mul(step, IN_PLACE_STRIP))])
+        following = f.offset(a, strip * self.room.a_step)
+        f.close_loop(strips, [following, f.offset(b, f.mul(step, strip))])
 
     def _multiply(
         self,
