@@ -189,7 +189,9 @@ def test_seeds_do_not_depend_on_what_was_freed() -> None:
     np.testing.assert_array_equal(found[0], found[1])
 
 
-def test_code_goes_when_nobody_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_goes_when_nobody_needs_it(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     from graphc.backends.llvm import jit
     from graphc.backends.llvm.image import MappedImage
 
@@ -199,6 +201,8 @@ def test_code_goes_when_nobody_needs_it(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(jit, "KEPT_KERNELS", 3)
     monkeypatch.setattr(session_module, "CALL_CACHE_SIZE", 4)
+    gc.freeze()  # what other tests left takes seconds to look through
+    request.addfinalizer(gc.unfreeze)
     s, x = started()
     first = s.make_callable(gx.tanh(x) * 1234.5, [x])
     wanted = first(X)
