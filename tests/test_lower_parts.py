@@ -80,6 +80,8 @@ def test_what_is_cut(m: int, n: int, k: DimLike, cut: int) -> None:
         (1, 1030, 1024, 4),
         (8, 1030, 1024, 4),
         (9, 1030, 1024, 0),  # rows enough to compute meanwhile
+        (16, 2050, 2048, 4),
+        (17, 2050, 2048, 0),
         (1, 1030, 1021, 0),  # a prime
         (1, 300, 1024, 0),  # soon read
         (symbol("n"), 1030, 1024, 0),

@@ -35,6 +35,9 @@ PARTS = range(4, 17)
 LARGE = 1 << 19
 """Elements of a right operand that take some ten times as long to read as a step more takes."""
 
+FAR = 1 << 22
+"""Elements that come from memory, which is waited for however many rows there are."""
+
 IMAGES = 16
 """How many images sums are taken to be over where their number is not known."""
 
@@ -49,7 +52,8 @@ class Shares:
     unknown   the same of each image, where the number of images is not known
     elements  about how many elements the parts should have in all; 0: as many parts as PARTS say
     slender   fewest terms for each row or column of the longer side: rows that are many make blocks
-    rows      most rows of a product that only waits for its right operand
+    rows      most rows of a product that only waits for its right operand; twice as many where
+              that has FAR elements
     """
 
     few: int = 8192
@@ -110,7 +114,8 @@ def in_parts(c: Contraction, shares: Shares = SHARES) -> Parts | None:
 def _waits(c: Contraction, shares: Shares, rows: int, elements: int) -> bool:
     """Whether few rows read a large right operand once, along its rows: memory is fastest where
     each part reads all columns of some of them."""
-    if len(c.k) != 1 or c.batch or not 0 < rows <= shares.rows or elements < LARGE:
+    few = 0 < rows <= (2 * shares.rows if elements >= FAR else shares.rows)
+    if len(c.k) != 1 or c.batch or not few or elements < LARGE:
         return False
     inner = len(c.axes) - 1
     steps: dict[int, DimLike] = {}

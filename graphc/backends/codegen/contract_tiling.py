@@ -2,8 +2,8 @@
 
 Tiling follows from the contraction and the target alone, never from threads, and never changes
 bits: each element of C is one chain of fused multiply-adds however it is cut.
-Imports: targets, text, contract_access, contract_blocks, contract_epilogue, contract_operands,
-contract_order, contract_outside, kernel, dims.
+Imports: targets, text, contract_access, contract_blocks, contract_epilogue, contract_few_rows,
+contract_operands, contract_order, contract_outside, kernel, dims.
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ from graphc.backends.codegen.contract_blocks import (
     slices_in_place,
 )
 from graphc.backends.codegen.contract_epilogue import finishes_again, walks_as_one
+from graphc.backends.codegen.contract_few_rows import (
+    FEWEST_ROWS,
+    SIDE_BY_SIDE,
+    STREAMED_ROWS,
+    lies_in_vectors,
+    may_be_few,
+    reads_in_place,
+)
 from graphc.backends.codegen.contract_microkernel import Tail, tail_of
 from graphc.backends.codegen.contract_operands import (
     PACK_CYCLES,
@@ -49,19 +57,6 @@ EVEN = 4
 
 SPREAD_ROWS = 32
 """Fewest rows worth a block of their own when the number of rows is known only at run time."""
-
-IN_PLACE_ROWS = 8
-"""Most rows of C for which a vector of B is read where it lies instead of being packed."""
-
-FEWEST_ROWS = 4
-"""The same where code has to serve any number of rows."""
-
-STREAMED_ROWS = 16
-"""Most rows of C that wait for memory rather than compute where B is packed: they read a panel of B
-once, while the next is asked for."""
-
-SIDE_BY_SIDE = 4
-"""Packed panels of B that a single row reads at the same time."""
 
 STRIP_ROWS = 48
 """Rows of A packed together where rows lie side by side: whole lines of the caches, and a slice of
@@ -258,12 +253,12 @@ def tile(c: Contraction, target: Target) -> Tiling:
     half = _half(cols.size, vectors, lanes)
     pack_left = packing_of(left, rows, k, broadcast=True)
     in_runs = _axes_in_runs(left, k)
-    in_place = in_runs > 0 and not _reads_in_place(right, rows, cols, k)
+    in_place = in_runs > 0 and not reads_in_place(c, right, rows, cols, k)
     skips = needed_share(c, left, rows, k) < (IN_PLACE_SHARE if in_place else 1)
     if skips:
         rows = guards_first(left, rows)
     pack_right = Packing("packed", 0) if c.panel else packing_of(right, cols, k, broadcast=False)
-    if not c.panel and _reads_in_place(right, rows, cols, k):
+    if not c.panel and reads_in_place(c, right, rows, cols, k):
         half = False
         pack_right = Packing("direct", len(cols.axes))
         most = max(IN_PLACE_SUMS // tile_rows, 2 if tile_rows <= target.rows[1] else 1)
@@ -276,12 +271,12 @@ def tile(c: Contraction, target: Target) -> Tiling:
     if merged:
         cols, half = merged, False
         pack_right = packing_of(right, cols, k, broadcast=False)
-    elif _may_be_few(rows.size) and not skips and not windows:
+    elif may_be_few(rows.size) and not skips and not windows:
         if c.panel:
             low = min(FEWEST_ROWS, tile_rows)
             most = STREAMED_ROWS if in_place else low
             few_rows = ((1, 1, vectors if half else SIDE_BY_SIDE * vectors), (most, low, vectors))
-        elif _lies_in_vectors(right, cols, k):
+        elif lies_in_vectors(right, cols, k):
             low = min(FEWEST_ROWS, tile_rows)
             few_rows = ((1, 1, 4), (low, low, 2))
     fused = in_runs if in_place else pack_left.fused if skips else 0
@@ -438,26 +433,6 @@ def _in_strips(pack_left: Packing, rows: Group, pack_right: Packing) -> bool:
 
 def _strip_rows(tile_rows: int) -> int:
     return max(STRIP_ROWS // tile_rows, 1) * tile_rows
-
-
-def _may_be_few(rows: DimLike) -> bool:
-    """Whether a number of rows known only at run time may be one to FEWEST_ROWS."""
-    if isinstance(rows, int):
-        return False
-    return len(rows.terms) > 1 or rows.terms[0][1] <= FEWEST_ROWS
-
-
-def _reads_in_place(right: Access, rows: Group, cols: Group, k: Group) -> bool:
-    """Whether vectors of B can be loaded where they lie, and few rows share each."""
-    few = isinstance(rows.size, int) and rows.size <= IN_PLACE_ROWS
-    return few and _lies_in_vectors(right, cols, k)
-
-
-def _lies_in_vectors(right: Access, cols: Group, k: Group) -> bool:
-    """Whether each step of k finds the columns of B side by side, a constant stride further."""
-    moving = [extent for extent in k.extents if extent != 1]
-    in_rows = len(moving) <= 1 and fused_axes(right, cols) == len(cols.axes)
-    return in_rows and not guarded(right)
 
 
 def _depth(k: Group, fused: int, most: int = DEPTH) -> int:
