@@ -23,7 +23,7 @@ from graphc.kernel import Access, Contraction, Expr, LoopKernel, Stage, Store, T
 from graphc.types import DType, Shape, float32
 from graphc.winograd import FILTERINGS, TAPS, filter_transform
 
-GAIN = 1.2
+GAIN = 1.1
 """How many times faster Winograd must be, by the model below, to be chosen."""
 
 UNKNOWN_SIDE = 56
