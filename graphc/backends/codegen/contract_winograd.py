@@ -305,10 +305,13 @@ class WinogradEmitter:
         with self._each_tile() as (tile, place):
             corner = sum_records(f, base, self.x.part(f, place))
             sources = [[self._input(corner, i, j) for j in range(span)] for i in range(span)]
+            ahead = self._inputs_ahead(corner)
             out = f.offset(self.scratch["v"], f.mul(tile, self.v_row))
             with self._loop(depth, t.lanes) as channel:
                 at = f.mul(channel, t.itemsize)
                 left = f.sub(depth, channel)
+                for address in ahead:
+                    f.prefetch(f.offset(address, at), 2)
                 square = [
                     self._loads([f.offset(p, at) for p in row], left, self.t.whole_channels)
                     for row in sources
@@ -324,6 +327,21 @@ class WinogradEmitter:
         if not inside:
             return address
         return f.value(f"select i1 {inside}, ptr {address}, ptr {self.scratch['zeros']}")
+
+    def _inputs_ahead(self, corner: Record) -> list[str]:
+        """The inputs that no tile before this one reads, as far on as the next block begins.
+
+        Images follow each other in memory as tiles do, so that all of the next block is asked for,
+        though not always by the tile of the same number.
+        """
+        f, side = self.f, self.rule.tile
+        pixel = f.mul(self.x.strides[2], self.lanes.itemsize)
+        far = f.mul(f.mul(self.tiles, pixel), side * side)
+        new = range(TAPS - 1, self.rule.span)
+        places = [
+            sum_records(f, corner, self.x.part(f, {4: str(i), 5: str(j)})) for i in new for j in new
+        ]
+        return [f.offset(self.x.locate(f, place)[0], far) for place in places]
 
     def _loads(self, addresses: list[str], left: str, whole: bool) -> list[str]:
         """Vectors of which `left` elements are there."""
