@@ -88,9 +88,10 @@ def test_training_moves_every_weight(trained: tuple[Net, Arrays]) -> None:
         assert value.tobytes() != before[name].tobytes(), f"{name} did not move"
 
 
-def test_two_threads_give_the_same_bits_as_one(trained: tuple[Net, Arrays]) -> None:
+@pytest.mark.parametrize("threads", [2, 4])
+def test_threads_give_the_same_bits_as_one(trained: tuple[Net, Arrays], threads: int) -> None:
     net, alone = trained
-    session = net.session(threads=2)
+    session = net.session(threads=threads)
     net.fit(session, 0, STEPS)
     assert_same_bits(net.weights(session), alone)
 
