@@ -142,17 +142,10 @@ class Epilogue:
         if len(rows.group.axes) != 1:
             return
         axis = rows.group.axes[0]
-        written = {store.access for store in self.c.stores}
-        near = [
-            a
-            for a, operand in self.operands.items()
-            if self._contiguous(a) and not operand.guards and operand.strides[axis] != "0"
-        ]
         ask, after = f.fresh("ask"), f.fresh("after")
         f.branch_if(wanted, ask, after)
         f.label(ask)
-        for access in near:
-            operand = self.operands[access]
+        for operand, written in self.along_rows(axis):
             part = operand.part(f, {**rows.batch, **rows.first})
             record = sum_records(f, operand.origin(), part)
             record[0] = f.add(record[0], column)
@@ -160,9 +153,19 @@ class Epilogue:
             for r in range(tile_rows):
                 row = f.offset(address, f.mul(operand.strides[axis], r * operand.itemsize))
                 for line in range(0, tile_cols * operand.itemsize, 64):
-                    f.prefetch(f.offset(row, line), write=access in written)
+                    f.prefetch(f.offset(row, line), write=written)
         f.branch(after)
         f.label(after)
+
+    def along_rows(self, axis: int) -> list[tuple[Operand, bool]]:
+        """What has columns that lie side by side, and other ones at each index of an axis; and
+        whether it is written."""
+        written = {store.access for store in self.c.stores}
+        return [
+            (operand, a in written)
+            for a, operand in self.operands.items()
+            if self._contiguous(a) and not operand.guards and operand.strides[axis] != "0"
+        ]
 
     def _along(
         self,

@@ -29,6 +29,7 @@ from graphc.backends.codegen.contract_microkernel import (
     masked_load,
 )
 from graphc.backends.codegen.contract_parts import ceildiv, even_part
+from graphc.backends.codegen.contract_winograd_ahead import fetch_outputs, inputs_ahead
 from graphc.backends.codegen.contract_winograd_tiling import (
     FEWEST_TILES,
     VECTORS,
@@ -305,7 +306,7 @@ class WinogradEmitter:
         with self._each_tile() as (tile, place):
             corner = sum_records(f, base, self.x.part(f, place))
             sources = [[self._input(corner, i, j) for j in range(span)] for i in range(span)]
-            ahead = self._inputs_ahead(corner)
+            ahead = inputs_ahead(f, self.rule, self.x, corner, self.tiles)
             out = f.offset(self.scratch["v"], f.mul(tile, self.v_row))
             with self._loop(depth, t.lanes) as channel:
                 at = f.mul(channel, t.itemsize)
@@ -327,21 +328,6 @@ class WinogradEmitter:
         if not inside:
             return address
         return f.value(f"select i1 {inside}, ptr {address}, ptr {self.scratch['zeros']}")
-
-    def _inputs_ahead(self, corner: Record) -> list[str]:
-        """The inputs that no tile before this one reads, as far on as the next block begins.
-
-        Images follow each other in memory as tiles do, so that all of the next block is asked for,
-        though not always by the tile of the same number.
-        """
-        f, side = self.f, self.rule.tile
-        pixel = f.mul(self.x.strides[2], self.lanes.itemsize)
-        far = f.mul(f.mul(self.tiles, pixel), side * side)
-        new = range(TAPS - 1, self.rule.span)
-        places = [
-            sum_records(f, corner, self.x.part(f, {4: str(i), 5: str(j)})) for i in new for j in new
-        ]
-        return [f.offset(self.x.locate(f, place)[0], far) for place in places]
 
     def _loads(self, addresses: list[str], left: str, whole: bool) -> list[str]:
         """Vectors of which `left` elements are there."""
@@ -460,6 +446,7 @@ class WinogradEmitter:
         with self._each_tile() as (tile, place):
             m = f.offset(self.scratch["m"], f.mul(tile, self.m_row))
             with self._loop(self.filters, t.lanes) as column:
+                fetch_outputs(f, self.rule, self.epilogue, place, f.add(self.filter0, column))
                 at = f.mul(column, t.itemsize)
                 points = [
                     f.offset(f.offset(m, at), n * self.m_plane) for n in range(self.rule.points)
