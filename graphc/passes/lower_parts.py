@@ -56,8 +56,8 @@ class Shares:
               that has FAR elements
     """
 
-    few: int = 8192
-    narrow: int = 64
+    few: int = 1 << 15
+    narrow: int = 128
     terms: int = 256
     unknown: int = 256
     elements: int = 0

@@ -92,11 +92,12 @@ def block_in_place(
     run: int,
     itemsize: int,
     packed: bool,
+    batches: int = 1,
 ) -> tuple[int, int, int]:
     """Rows, columns and depth of a block whose rows are read in place.
 
     Of a row, `run` elements are its own: those of other taps are rows of other tiles too.  B may be
-    `packed` already.
+    `packed` already.  There are so many `batches` of blocks.
     """
     rows, cols, depth = sizes
     best = (float("inf"), tile_rows, tile_cols, DEPTH)
@@ -112,7 +113,7 @@ def block_in_place(
             limit = tallest if whole else min(tallest, SLICED_ROWS // tile_rows)
             for down in _parts(tallest, limit):
                 r = -(-tallest // down) * tile_rows
-                blocks = -(-rows // r) * across
+                blocks = -(-rows // r) * across * batches
                 work = (
                     depth * (r * w / 16 + (0.6 if packed else 1.3) * w)
                     + r * (w / 4 + 8 + run / 3)

@@ -279,6 +279,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         elif lies_in_vectors(right, cols, k):
             low = min(FEWEST_ROWS, tile_rows)
             few_rows = ((1, 1, 4), (low, low, 2))
+    batches = math.prod(map(assumed, c.batch))
     fused = in_runs if in_place else pack_left.fused if skips else 0
     depth = _depth(k, fused)
     sizes = (assumed_size(rows), assumed_size(cols), assumed_size(k))
@@ -309,7 +310,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
     elif in_strips:
         width, size = vectors * lanes, c.dtype.itemsize
         block_rows, block_cols, depth = block_in_place(
-            sizes, tile_rows, width, (depth,), 3 * sizes[2], size, c.panel > 0
+            sizes, tile_rows, width, (depth,), 3 * sizes[2], size, c.panel > 0, batches
         )
         whole = isinstance(k.size, int) and k.size <= depth
         strip = _strip_rows(tile_rows)
@@ -319,7 +320,6 @@ def tile(c: Contraction, target: Target) -> Tiling:
     else:
         block_rows, block_cols = block(*sizes, tile_rows, vectors * lanes, depth, c.dtype.itemsize)
         if pack_right.mode == "direct":
-            batches = math.prod(map(assumed, c.batch))
             block_cols = columns_in_place(sizes[1], vectors * lanes, c.dtype.itemsize, batches)
         slices = 0 if pack_right.mode in ("direct", "packed") else block_cols * depth
         room = Room(block_rows, block_cols, depth, depth, block_rows, slices, 0)
