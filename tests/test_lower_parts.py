@@ -61,9 +61,12 @@ def test_filter_gradients(channels: int, filters: int, stride: int, symbolic: bo
         (24, 20, 5 * 1021, 5),
         (24, 20, symbol("n"), 0),  # how long is not known
         (24, 20, 1000, 0),  # short
-        (196, 24, 1600, 0),  # rows enough
+        (196, 24, 1600, 4),
+        (220, 24, 1600, 0),  # rows enough
         (24, 20, 4099, 0),  # a prime
-        (100, 100, 4096, 0),  # many elements
+        (100, 100, 4096, 4),
+        (600, 240, 4800, 0),  # many elements
+        (300, 300, 4096, 0),  # more than one block is wide
         (1, 20, 4096, 0),  # a vector times a matrix
     ],
 )

@@ -56,12 +56,12 @@ class Shares:
               that has FAR elements
     """
 
-    few: int = 1 << 15
-    narrow: int = 128
+    few: int = 1 << 17
+    narrow: int = 256
     terms: int = 256
     unknown: int = 256
     elements: int = 0
-    slender: int = 16
+    slender: int = 8
     rows: int = 8
 
     def counts(self, size: int) -> range:
