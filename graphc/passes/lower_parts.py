@@ -36,7 +36,8 @@ LARGE = 1 << 19
 """Elements of a right operand that take some ten times as long to read as a step more takes."""
 
 FAR = 1 << 22
-"""Elements that come from memory, which is waited for however many rows there are."""
+"""Elements that come from memory, which is waited for however many rows there are; the back end
+reads as many rows of such operands where they lie (codegen.contract_few_rows)."""
 
 IMAGES = 16
 """How many images sums are taken to be over where their number is not known."""
