@@ -1,7 +1,7 @@
 """graphc and its peers on the same workloads, in turn, in one session; prints the ratios.
 
     python benchmarks/compare.py                              what is installed beside graphc
-    python benchmarks/compare.py gemm512 lenet --rounds 5
+    python benchmarks/compare.py gemm512 lenet --rounds 9
     python benchmarks/compare.py resnet50_train32 --device gpu --compile
     python benchmarks/compare.py --python torch=venv/bin/python --python onnx=other/bin/python
 
@@ -10,11 +10,14 @@ names for them.  `--peer NAME=COMMAND` adds any other program: it is given the w
 and --secs, and prints a line of JSON with `median_ms`.  A peer that fails on a workload does not
 take part in it.
 
-Every measurement is a process of its own, and nothing else should run: `busy` is the most that
-other processes took of a processor while a number was measured.  The time of a program is the
-median over rounds of its medians; the ratio is the best peer's time over graphc's.  On a machine
-shared with others two processors may be one core for a while, which no counter tells: `least` is
-the same ratio of the shortest call that each program ever took, which such phases hardly touch.
+Every program is a process of its own, made ready once for a workload.  Then they take turns, a few
+rounds, and are stopped while others have theirs: the speed of a shared machine drifts, so what is
+compared was measured within seconds.  Nothing else should run: `busy` is what other processes took
+of a processor meanwhile, at most.  Times are medians over rounds of the median of each turn; the
+ratio is the median over rounds of the peer's time over graphc's in that round, the best peer the
+one with the least.  On a machine shared with others two processors may be one core for a while,
+which no counter tells: `least` is the ratio of the shortest call that each program ever took, which
+such phases hardly touch.
 """
 
 from __future__ import annotations
@@ -23,12 +26,16 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from timing import READY, TURNS
 
 HERE = Path(__file__).parent
 
@@ -52,24 +59,57 @@ class Contestant:
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
 
-    def measure(self, workload: str, options: list[str], limit: float) -> dict[str, Any] | None:
-        """Its line of JSON, or None if it cannot run this workload."""
+
+class Running:
+    """A contestant at work: made ready when it is created, then told when its turns are."""
+
+    def __init__(self, program: Contestant, arguments: list[str], rounds: int, limit: float):
+        self.name, self.limit = program.name, limit
+        self.result: dict[str, Any] | None = None
+        self.failed = False
+        self.process = subprocess.Popen(
+            [*program.command, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **program.environment, TURNS: str(rounds)},
+        )
+        self._proceed()
+
+    def turn(self) -> None:
+        """Let it measure, if it has not said all it has to say."""
+        if self.failed or self.result:
+            return
+        assert self.process.stdin
+        self.process.send_signal(signal.SIGCONT)
         try:
-            done = subprocess.run(
-                [*self.command, workload, *options],
-                capture_output=True,
-                text=True,
-                timeout=limit,
-                env={**os.environ, **self.environment},
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return None
-        lines = done.stdout.strip().splitlines()
-        if done.returncode or not lines:
-            return None
-        found: dict[str, Any] = json.loads(lines[-1])
-        return found
+            print(file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            self.failed = True
+            return
+        self._proceed()
+
+    def _proceed(self) -> None:
+        """Wait until it has come to its next turn, and is stopped, or to its result."""
+        assert self.process.stdout
+        ends = threading.Timer(self.limit, self.process.kill)
+        ends.start()
+        lines: list[str] = []
+        for line in self.process.stdout:
+            if line.strip() == READY:
+                self.process.send_signal(signal.SIGSTOP)
+                break
+            lines.append(line)
+        else:
+            self.failed = self.process.wait() != 0 or not lines
+            if not self.failed:
+                self.result = json.loads(lines[-1])
+        ends.cancel()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 def _has(python: str, module: str) -> bool:
@@ -117,57 +157,64 @@ class Row:
     busy: float = 0.0
 
     def add(self, name: str, found: dict[str, Any]) -> None:
-        self.times.setdefault(name, []).append(found["median_ms"])
-        least = found.get("min_ms", found["median_ms"])
-        self.shortest[name] = min(least, self.shortest.get(name, least))
+        self.times[name] = found.get("turns_ms", [found["median_ms"]])
+        self.shortest[name] = found.get("min_ms", found["median_ms"])
         self.memory[name] = found.get("peak_rss_mb", 0.0)
         self.busy = max(self.busy, found.get("foreign_cpu", 0.0))
 
     def median(self, name: str) -> float:
         return statistics.median(self.times[name])
 
-    def best(self) -> str | None:
-        """The fastest peer."""
-        peers = [name for name in self.times if name != "graphc"]
-        return min(peers, key=self.median) if peers else None
+    def ratio(self, name: str) -> float:
+        """The time of a peer over graphc's."""
+        theirs, ours = self.times[name], self.times["graphc"]
+        if len(theirs) != len(ours):
+            return self.median(name) / self.median("graphc")
+        return statistics.median([a / b for a, b in zip(theirs, ours, strict=True)])
+
+    def peers(self) -> list[str]:
+        """The fastest first."""
+        return sorted((name for name in self.times if name != "graphc"), key=self.ratio)
 
     def __str__(self) -> str:
-        ours, best = self.median("graphc"), self.best()
-        text = f"{self.workload:22s} {ours:10.4g} "
-        if best is None:
+        text = f"{self.workload:22s} {self.median('graphc'):10.4g} "
+        if not self.peers():
             return text + "         -"
-        ratio = self.median(best) / ours
-        least = min(t for name, t in self.shortest.items() if name != "graphc")
-        text += f"{self.median(best):10.4g}  {best:20s} {ratio:5.2f}  "
-        text += f"{least / self.shortest['graphc']:5.2f}   {self.busy:4.2f}   "
-        others = sorted((n for n in self.times if n not in ("graphc", best)), key=self.median)
-        return text + ", ".join(f"{name} {self.median(name) / ours:.2f}" for name in others)
+        best, *others = self.peers()
+        least = min(self.shortest[name] for name in self.peers()) / self.shortest["graphc"]
+        text += f"{self.median(best):10.4g}  {best:20s} {self.ratio(best):5.2f}  "
+        text += f"{least:5.2f}   {self.busy:4.2f}   "
+        return text + ", ".join(f"{name} {self.ratio(name):.2f}" for name in others)
 
 
 def run(workload: str, programs: list[Contestant], arguments: argparse.Namespace) -> Row | None:
     """Let the programs take turns."""
-    row = Row(workload)
-    out: set[str] = set()
     options = ["--threads", str(arguments.threads), "--secs", str(arguments.secs)]
-    for _ in range(arguments.rounds):
+    rounds = arguments.rounds
+    running: list[Running] = []
+    try:
         for program in programs:
-            if program.name in out:
-                continue
-            found = program.measure(workload, options, arguments.limit)
-            if found is None:
-                out.add(program.name)
-                continue
-            row.add(program.name, found)
+            running.append(Running(program, [workload, *options], rounds, arguments.limit))
+        for _ in range(rounds):
+            for program in running:
+                program.turn()
+    finally:
+        for program in running:
+            program.end()
+    row = Row(workload)
+    for program in running:
+        if program.result:
+            row.add(program.name, program.result)
     return row if "graphc" in row.times else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=" ".join(WORKLOADS))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each program")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--secs", type=float, default=2.0, help="how long to measure, each time")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds a process may take")
+    parser.add_argument("--secs", type=float, default=0.5, help="how long a turn takes")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds a turn may take")
     parser.add_argument("--python", action="append", default=[], metavar="torch|jax|onnx=PYTHON")
     parser.add_argument("--models", type=Path, help="the folder of peer_onnx_export.py")
     parser.add_argument("--device", default="cpu", help="cpu or gpu; peers then use CUDA")

@@ -46,7 +46,7 @@ def timed(name: str, arguments: argparse.Namespace) -> dict[str, object]:
         "threads": arguments.threads,
         "mode": arguments.device,
         "precision": arguments.precision,
-        **{k: round(v, 6) for k, v in found.items()},
+        **found,
         "import_s": round(IMPORTED, 6),
         "version": getattr(gx, "__version__", ""),
     }
