@@ -3,7 +3,7 @@
 Tiling follows from the contraction and the target alone, never from threads, and never changes
 bits: each element of C is one chain of fused multiply-adds however it is cut.
 Imports: targets, text, contract_access, contract_blocks, contract_epilogue, contract_few_rows,
-contract_operands, contract_order, contract_outside, kernel, dims.
+contract_heights, contract_operands, contract_order, contract_outside, kernel, dims.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from graphc.backends.codegen.contract_few_rows import (
     may_be_few,
     reads_in_place,
 )
+from graphc.backends.codegen.contract_heights import heights_in_place
 from graphc.backends.codegen.contract_microkernel import Tail, tail_of
 from graphc.backends.codegen.contract_operands import (
     PACK_CYCLES,
@@ -245,15 +246,18 @@ def tile(c: Contraction, target: Target) -> Tiling:
     )
     if swapped:
         rows, cols, left, right = n, m, c.b, c.a
-    tile_rows, vectors = _register_tile(assumed_size(rows), cols.size, lanes, target)
+    in_runs = _axes_in_runs(left, k)
+    in_place = in_runs > 0 and not reads_in_place(c, right, rows, cols, k)
+    heights = target.rows
+    if in_place:
+        heights = heights_in_place(left, rows, c.dtype.itemsize, target)
+    tile_rows, vectors = _register_tile(assumed_size(rows), cols.size, lanes, heights)
     if c.panel and vectors != c.panel // lanes:
         vectors = c.panel // lanes
-        tiles = max(-(-assumed_size(rows) // target.rows[vectors - 1]), 1)
+        tiles = max(-(-assumed_size(rows) // heights[vectors - 1]), 1)
         tile_rows = max(-(-assumed_size(rows) // tiles), 1)
     half = _half(cols.size, vectors, lanes)
     pack_left = packing_of(left, rows, k, broadcast=True)
-    in_runs = _axes_in_runs(left, k)
-    in_place = in_runs > 0 and not reads_in_place(c, right, rows, cols, k)
     skips = needed_share(c, left, rows, k) < (IN_PLACE_SHARE if in_place else 1)
     if skips:
         rows = guards_first(left, rows)
@@ -395,19 +399,22 @@ def _half(cols: DimLike, vectors: int, lanes: int) -> bool:
     return lanes >= 4 and lanes // 2 <= unused < lanes
 
 
-def _register_tile(rows: int, cols: DimLike, lanes: int, target: Target) -> tuple[int, int]:
+def _register_tile(
+    rows: int, cols: DimLike, lanes: int, heights: tuple[int, ...]
+) -> tuple[int, int]:
     """The tile that wastes least on the edges; tall ones are packed in fewer pieces."""
     best = (float("inf"), 1, 1)
     vectors_needed = max(-(-assumed(cols) // lanes), 1)
     for vectors in (2, 3, 4, 1):
-        if vectors > len(target.rows) or vectors > vectors_needed:
+        if vectors > len(heights) or vectors > vectors_needed:
             continue
-        wide = -(-vectors_needed // vectors) * vectors - 0.5 * _half(cols, vectors, lanes)
-        tallest = target.rows[vectors - 1]
+        tallest = heights[vectors - 1]
+        half = _half(cols, vectors, lanes)
         for most in range(tallest, max(tallest - 2, 0), -1):
             tiles = max(-(-rows // most), 1)
             height = max(-(-rows // tiles), 1)
             sums = height * vectors
+            wide = -(-vectors_needed // vectors) * vectors - 0.5 * (half and height % 2 == 0)
             loads = 1 + 0.12 / vectors + 0.2 / height
             bound = max(8 / sums, (height + vectors) / sums, 1)  # by latency, and by loads
             cost = tiles * height * wide * loads * bound

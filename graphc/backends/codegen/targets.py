@@ -16,22 +16,27 @@ from functools import cache
 class Target:
     """A processor family: vector registers of `vector_bytes`, `registers` of them.
 
-    `rows[v - 1]` is the height of the tallest register tile `v` vectors wide that does not spill.
+    `rows[v - 1]` is the height of the tallest register tile `v` vectors wide that does not spill;
+    `rows_in_place` are those of tiles whose rows lie anywhere, each with an address in a register.
+    Of rows that lie a multiple of `way_bytes` apart the L1 cache holds `ways`.
     """
 
     name: str
     vector_bytes: int
     registers: int
     rows: tuple[int, ...]
+    rows_in_place: tuple[int, ...]
+    ways: int = 8
+    way_bytes: int = 4096
 
     def lanes(self, itemsize: int) -> int:
         return self.vector_bytes // itemsize
 
 
-AVX512 = Target("avx512", 64, 32, (16, 13, 8, 6))
-AVX2 = Target("avx2", 32, 16, (8, 6, 4))
-NEON = Target("neon", 16, 32, (16, 12, 8, 6))
-SSE2 = Target("sse2", 16, 16, (8, 6, 4))
+AVX512 = Target("avx512", 64, 32, (16, 13, 8, 6), (11, 13, 8, 6))
+AVX2 = Target("avx2", 32, 16, (8, 6, 4), (8, 6, 4))
+NEON = Target("neon", 16, 32, (16, 12, 8, 6), (16, 12, 8, 6), 8, 16384)
+SSE2 = Target("sse2", 16, 16, (8, 6, 4), (8, 6, 4))
 
 _BY_FEATURES = (
     (frozenset({"avx512f", "avx512vl", "avx512dq", "avx512bw"}), AVX512),
