@@ -1,12 +1,13 @@
 """How large the blocks of a contraction are: from models of packing, edges and balance.
 
-Imports: dims.
+Imports: targets, dims.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from graphc.backends.codegen.targets import Target
 from graphc.dims import DimLike
 
 DEPTH = 256
@@ -30,9 +31,6 @@ RUN_BYTES = 16384
 FEW_BLOCKS = 2
 """Blocks wanted before they are made wider."""
 
-PACKED_BYTES = 256 * 1024
-"""Packed columns of a block that stay in the L2 cache while rows are read in place."""
-
 
 def _room(tile_rows: int, tile_cols: int, itemsize: int) -> tuple[int, int]:
     """The largest rows and columns of a block of such tiles: slices of DEPTH and C fit scratch."""
@@ -43,9 +41,10 @@ def _room(tile_rows: int, tile_cols: int, itemsize: int) -> tuple[int, int]:
 
 
 def block(
-    rows: int, cols: int, k: int, tile_rows: int, tile_cols: int, depth: int, itemsize: int
+    sizes: tuple[int, int, int], tile_rows: int, tile_cols: int, itemsize: int, target: Target
 ) -> tuple[int, int]:
     """Rows and columns of a block, from a model of packing, edges and balance over cores."""
+    rows, cols, k = sizes
     best = (float("inf"), tile_rows, tile_cols)
     most_rows, most_cols = _room(tile_rows, tile_cols, itemsize)
     tallest = max(min(most_rows // tile_rows, -(-rows // tile_rows)), 1)
@@ -56,7 +55,7 @@ def block(
         for wide in range(1, widest + 1):
             w = wide * tile_cols
             blocks = down * -(-cols // w)
-            work = k * (r * w / 16 + 0.5 * (r + w)) + r * w / 4 + 2000
+            work = k * (r * w / target.multiplies + 0.5 * (r + w)) + r * w / 4 + 2000
             # waiting for the last of 1 core (three times as likely as four), 2 (twice) or 4
             cost = work * (3 * blocks + 4 * ((blocks + 1) // 2) + 4 * ((blocks + 3) // 4))
             if cost < best[0]:
@@ -72,13 +71,13 @@ def columns_in_place(cols: int, tile_cols: int, itemsize: int, batches: int) -> 
     return -(-min(wanted, max(cols, 1)) // tile_cols) * tile_cols
 
 
-def slices_in_place(k: DimLike, tile_cols: int, itemsize: int) -> tuple[int, ...]:
+def slices_in_place(k: DimLike, tile_cols: int, itemsize: int, target: Target) -> tuple[int, ...]:
     """Most steps of k in a slice, what is worth a look where rows are read in place.
 
     All of k at once where packed columns of that depth stay in the L2 cache: sums then go from
     registers to the epilogue.  Else as few slices as stay there.
     """
-    most = PACKED_BYTES // (tile_cols * itemsize)
+    most = target.packed_bytes // (tile_cols * itemsize)
     if not isinstance(k, int) or k <= DEPTH:
         return (DEPTH,)
     return (DEPTH, -(-k // max(-(-k // most), 1)))
@@ -91,6 +90,7 @@ def block_in_place(
     depths: Iterable[int],
     run: int,
     itemsize: int,
+    target: Target,
     packed: bool,
     batches: int = 1,
 ) -> tuple[int, int, int]:
@@ -107,7 +107,7 @@ def block_in_place(
         whole = deep >= depth
         for wide in range(1, widest + 1):
             w = wide * tile_cols
-            if wide > 1 and deep * w * itemsize > PACKED_BYTES:
+            if wide > 1 and deep * w * itemsize > target.packed_bytes:
                 break
             across = -(-cols // w)
             limit = tallest if whole else min(tallest, SLICED_ROWS // tile_rows)
@@ -115,7 +115,7 @@ def block_in_place(
                 r = -(-tallest // down) * tile_rows
                 blocks = -(-rows // r) * across * batches
                 work = (
-                    depth * (r * w / 16 + (0.6 if packed else 1.3) * w)
+                    depth * (r * w / target.multiplies + (0.6 if packed else 1.3) * w)
                     + r * (w / 4 + 8 + run / 3)
                     + 2000
                 )

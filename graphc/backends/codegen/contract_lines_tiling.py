@@ -247,7 +247,9 @@ def _tiling(c: Contraction, form: _Form, target: Target) -> LineTiling | None:
     _, _, form, (high, vectors, half), room = min(found, key=lambda x: x[:2])
     sizes = (assumed_size(form.taps), assumed_size(form.rows), assumed_size(form.cols))
     k = assumed_size(groups(c)[3])
-    blocks = _block(sizes, k, high, vectors * lanes, itemsize, math.prod(map(assumed, c.batch)))
+    blocks = _block(
+        sizes, k, high, vectors * lanes, itemsize, math.prod(map(assumed, c.batch)), target
+    )
     most = (*blocks, DEPTH, room)
     return LineTiling(
         form.taps,
@@ -326,7 +328,13 @@ def _register_tile(
 
 
 def _block(
-    sizes: tuple[int, int, int], k: int, high: int, wide: int, itemsize: int, batch: int
+    sizes: tuple[int, int, int],
+    k: int,
+    high: int,
+    wide: int,
+    itemsize: int,
+    batch: int,
+    target: Target,
 ) -> tuple[int, int, int]:
     """Taps, rows and columns of a block, from a model of packing, edges and balance over cores."""
     taps, rows, cols = (max(n, 1) for n in sizes)
@@ -342,7 +350,7 @@ def _block(
             blocks = batch * parts * -(-taps // t) * -(-down // r)
             tiles = t * r
             # multiply-adds, reading A and packing B
-            work = k * (tiles * high * w / 16 + 1.25 * w + r * high)
+            work = k * (tiles * high * w / target.multiplies + 1.25 * w + r * high)
             # lists of runs, sums to and fro, epilogue
             work += (
                 k / DEPTH * (tiles * (high * w / 2 + 20) + t * 500) + tiles * high * w / 4 + 2000

@@ -242,7 +242,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
     lanes = target.lanes(c.dtype.itemsize)
     rows, cols, left, right = m, n, c.a, c.b
     swapped = not c.panel and (
-        _orientation_cost(c, n, m, lanes) < _orientation_cost(c, m, n, lanes)
+        _orientation_cost(c, n, m, target) < _orientation_cost(c, m, n, target)
     )
     if swapped:
         rows, cols, left, right = n, m, c.b, c.a
@@ -293,9 +293,9 @@ def tile(c: Contraction, target: Target) -> Tiling:
         pack_left = Packing("direct", in_runs)
         run = assumed(run_length(left, k))
         width, size = vectors * lanes, c.dtype.itemsize
-        depths = {_depth(k, fused, most) for most in slices_in_place(k.size, width, size)}
+        depths = {_depth(k, fused, most) for most in slices_in_place(k.size, width, size, target)}
         block_rows, block_cols, depth = block_in_place(
-            sizes, tile_rows, width, sorted(depths), run, size, c.panel > 0
+            sizes, tile_rows, width, sorted(depths), run, size, target, c.panel > 0
         )
         if near and not merged:
             block_rows = min(block_rows, near)
@@ -314,7 +314,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
     elif in_strips:
         width, size = vectors * lanes, c.dtype.itemsize
         block_rows, block_cols, depth = block_in_place(
-            sizes, tile_rows, width, (depth,), 3 * sizes[2], size, c.panel > 0, batches
+            sizes, tile_rows, width, (depth,), 3 * sizes[2], size, target, c.panel > 0, batches
         )
         whole = isinstance(k.size, int) and k.size <= depth
         strip = _strip_rows(tile_rows)
@@ -322,7 +322,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
         sums = strip if whole else max(strip, block_rows)
         room = Room(strip, block_cols, depth, depth, sums, slices, 0)
     else:
-        block_rows, block_cols = block(*sizes, tile_rows, vectors * lanes, depth, c.dtype.itemsize)
+        block_rows, block_cols = block(sizes, tile_rows, vectors * lanes, c.dtype.itemsize, target)
         if pack_right.mode == "direct":
             block_cols = columns_in_place(sizes[1], vectors * lanes, c.dtype.itemsize, batches)
         slices = 0 if pack_right.mode in ("direct", "packed") else block_cols * depth
@@ -364,8 +364,9 @@ def block_count(c: Contraction, t: Tiling) -> DimLike:
     return product((*(() if t.grouped else c.batch), by_rows, cols))
 
 
-def _orientation_cost(c: Contraction, rows: Group, cols: Group, lanes: int) -> float:
+def _orientation_cost(c: Contraction, rows: Group, cols: Group, target: Target) -> float:
     """Cycles per element of C, roughly, when vectors run along `cols`."""
+    lanes = target.lanes(c.dtype.itemsize)
     _, m, _, k = groups(c)
     left, right = (c.a, c.b) if rows == m else (c.b, c.a)
     depth, size = assumed_size(k), max(assumed_size(cols), 1)
@@ -373,7 +374,7 @@ def _orientation_cost(c: Contraction, rows: Group, cols: Group, lanes: int) -> f
     padding *= needed_share(c, left, rows, k)
     store = c.stores[0].access if c.stores else c.a
     contiguous = fused_axes(store, cols) == len(cols.axes)
-    cost = depth / 16 * padding + (0.5 if contiguous else 5)
+    cost = depth / target.multiplies * padding + (0.5 if contiguous else 5)
     pack_left = PACK_CYCLES[packing_of(left, rows, k, broadcast=True).mode]
     pack_right = PACK_CYCLES[packing_of(right, cols, k, broadcast=False).mode]
     cost += depth * (pack_left + run_cycles(left, rows, k)) / min(size, 256)
