@@ -406,7 +406,8 @@ def _register_tile(
     """The tile that wastes least on the edges; tall ones are packed in fewer pieces."""
     best = (float("inf"), 1, 1)
     vectors_needed = max(-(-assumed(cols) // lanes), 1)
-    for vectors in (2, 3, 4, 1):
+    # tiles kept low, see `heights_in_place`, are wide instead: fewer loads for a multiply-add
+    for vectors in (2, 3, 4, 1) if heights[1] > heights[2] else (3, 4, 2, 1):
         if vectors > len(heights) or vectors > vectors_needed:
             continue
         tallest = heights[vectors - 1]
