@@ -2,7 +2,7 @@
 what it fetches ahead.
 
 Panels come from memory, faster than a few rows use them up: while rows of tiles multiply one slice
-of them, each fetches a share of the next.  Imports: contract_parts, contract_rows, text.
+of them, each fetches a share of the next.  Imports: contract_parts, text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graphc.backends.codegen.contract_parts import ceildiv
-from graphc.backends.codegen.contract_rows import UNROLL
 from graphc.backends.codegen.text import FunctionText
 
 
@@ -39,13 +38,15 @@ class PackedPanels:
         at = f.add(f.mul(panels, self.bytes), f.mul(start, self.step_bytes))
         return f.offset(self.base, at), self.bytes
 
-    def ahead(self, cols: str, start: str, depth: str, last: str, tiles: str) -> tuple[str, str]:
+    def ahead(
+        self, cols: str, start: str, depth: str, last: str, tiles: str, unroll: int
+    ) -> tuple[str, str]:
         """Where, seen from a panel at a slice of k, the first of so many rows of tiles finds what
         it is to fetch: the next slice; after the `last`, the first one of the block after the next,
-        as two threads take blocks in turn.  And how many bytes further each `UNROLL` steps are."""
+        as two threads take blocks in turn.  And how many bytes further each `unroll` steps are."""
         f = self.f
         panels = f.mul(2, ceildiv(f, cols, self.width))
         beyond = f.sub(f.mul(panels, self.bytes), f.mul(start, self.step_bytes))
         size = f.mul(depth, self.step_bytes)
-        share = f.udiv(f.mul(UNROLL, self.step_bytes), tiles)
+        share = f.udiv(f.mul(unroll, self.step_bytes), tiles)
         return f.value(f"select i1 {last}, i64 {beyond}, i64 {size}"), share

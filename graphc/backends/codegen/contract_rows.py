@@ -40,9 +40,6 @@ LINE_BYTES = 64
 RUN_BYTES = 16
 """A run that is needed in memory, i64 each: byte offset in a panel of B, number of steps."""
 
-UNROLL = 4
-"""Steps of k between two tests of the inner loop."""
-
 
 @dataclass(frozen=True)
 class RowScratch:
@@ -70,8 +67,10 @@ class RowsInPlace:
         k: Table,
         memory: RowScratch,
         window: int | None,
+        unroll: int,
     ) -> None:
         self.operand, self.rows, self.k, self.memory = operand, rows, k, memory
+        self.unroll = unroll  # steps of k between two tests of the inner loop
         self.guards = operand.guards
         # the guard that may cut a run, being of its first axis
         self.cutting = next((g for g in self.guards if window in g.coefs), None)
@@ -254,32 +253,41 @@ class RowsInPlace:
             f.value(f"load ptr, ptr {f.offset(addresses, 8 * r)}, align 8") for r in range(t.rows)
         ]
         rows = [f.offset(row, moved) for row in rows]
-        added, ahead = _add_run(f, t, rows, here, length, (loop.carried[4:], ahead))
+        added, ahead = self._add_run(f, t, rows, here, length, (loop.carried[4:], ahead))
         pointers_then = [f.offset(addresses, 8 * n), following, f.offset(lengths, width), ahead]
         store_sums(f, t, c, f.close_loop(loop, [*pointers_then, *added])[4:])
 
-
-def _add_run(
-    f: FunctionText, t: Tile, rows: list[str], b: str, length: str, before: tuple[list[str], str]
-) -> tuple[list[str], str]:
-    """Add the products of one run, whose rows begin at given addresses, to sums; with these goes
-    where memory is to be fetched next."""
-    sums, ahead = before
-    unrolled = f.value(f"and i64 {length}, {-UNROLL}")
-    for begin, end, unroll in (("0", unrolled, UNROLL), (unrolled, length, 1)):
-        loop = f.open_loop(begin, end, unroll, [("ptr", b), ("ptr", ahead), *typed_sums(t, sums)])
-        b, ahead, sums = loop.carried[0], loop.carried[1], loop.carried[2:]
-        moved = f.mul(loop.index, t.itemsize)
-        starts = [f.offset(row, moved) for row in rows]
-        following, then = f.offset(b, f.mul(unroll, t.b_step)), ahead
-        if t.stream and unroll == UNROLL:
-            f.prefetch(ahead, 2)
-            then = f.offset(ahead, t.stream[1])
-        for u in range(unroll):
-            here = [f.offset(start, u * t.itemsize) for start in starts]
-            sums = add_products(f, t, here, f.offset(b, f.mul(u, t.b_step)), sums)
-        b, ahead, *sums = f.close_loop(loop, [following, then, *sums])
-    return sums, ahead
+    def _add_run(
+        self,
+        f: FunctionText,
+        t: Tile,
+        rows: list[str],
+        b: str,
+        length: str,
+        before: tuple[list[str], str],
+    ) -> tuple[list[str], str]:
+        """Add the products of one run, whose rows begin at given addresses, to sums; with these
+        goes where memory is to be fetched next."""
+        sums, ahead = before
+        parts = [("0", length, 1)]
+        if self.unroll > 1:
+            unrolled = f.value(f"and i64 {length}, {-self.unroll}")
+            parts = [("0", unrolled, self.unroll), (unrolled, length, 1)]
+        for begin, end, unroll in parts:
+            carried = [("ptr", b), ("ptr", ahead), *typed_sums(t, sums)]
+            loop = f.open_loop(begin, end, unroll, carried)
+            b, ahead, sums = loop.carried[0], loop.carried[1], loop.carried[2:]
+            moved = f.mul(loop.index, t.itemsize)
+            starts = [f.offset(row, moved) for row in rows]
+            following, then = f.offset(b, f.mul(unroll, t.b_step)), ahead
+            if t.stream and unroll == self.unroll:
+                f.prefetch(ahead, 2)
+                then = f.offset(ahead, t.stream[1])
+            for u in range(unroll):
+                here = [f.offset(start, u * t.itemsize) for start in starts]
+                sums = add_products(f, t, here, f.offset(b, f.mul(u, t.b_step)), sums)
+            b, ahead, *sums = f.close_loop(loop, [following, then, *sums])
+        return sums, ahead
 
 
 def _numbers(n: int, kind: str) -> str:

@@ -31,7 +31,7 @@ from graphc.backends.codegen.contract_packing import clear_missing
 from graphc.backends.codegen.contract_panels import PackedPanels
 from graphc.backends.codegen.contract_panelwise import Panels, multiply_few, multiply_panels
 from graphc.backends.codegen.contract_parts import ceildiv, even_part, size_of
-from graphc.backends.codegen.contract_rows import UNROLL, RowScratch, RowsInPlace
+from graphc.backends.codegen.contract_rows import RowScratch, RowsInPlace
 from graphc.backends.codegen.contract_scratch import Scratch
 from graphc.backends.codegen.contract_tiling import (
     SPREAD_ROWS,
@@ -84,7 +84,7 @@ def emit_contraction(c: Contraction, name: str, target: Target | None = None) ->
     elif by_lines:
         LinesEmitter(f, c, by_lines).emit()
     else:
-        _Emitter(f, c, tile(c, target)).emit()
+        _Emitter(f, c, tile(c, target), target.unroll).emit()
     f.close_kernel()
     return f
 
@@ -92,8 +92,8 @@ def emit_contraction(c: Contraction, name: str, target: Target | None = None) ->
 class _Emitter:
     """One kernel being written."""
 
-    def __init__(self, f: FunctionText, c: Contraction, t: Tiling) -> None:
-        self.f, self.c, self.t = f, c, t
+    def __init__(self, f: FunctionText, c: Contraction, t: Tiling, unroll: int) -> None:
+        self.f, self.c, self.t, self.unroll = f, c, t, unroll
         self.batch, _, _, self.k = groups(c)
         if t.grouped:
             self.batch = Group((), ())
@@ -117,7 +117,8 @@ class _Emitter:
         )
         window = self.k.axes[-t.pack_left.fused] if t.pack_left.mode == "direct" else None
         tables = RowScratch(*(self.scratch[n] for n in ("runs", "needed", "zeros", "cut")))
-        self.in_place = RowsInPlace(self.left, t.rows, self.left_tables[1], tables, window)
+        k = self.left_tables[1]
+        self.in_place = RowsInPlace(self.left, t.rows, k, tables, window, unroll)
 
     # ---- blocks
 
@@ -208,7 +209,7 @@ class _Emitter:
         begin = share = "0"
         if t.packed:
             tiles = ceildiv(f, self.rows, t.tile_rows)
-            begin, share = self.panels.ahead(self.cols, start, depth, last, tiles)
+            begin, share = self.panels.ahead(self.cols, start, depth, last, tiles, self.unroll)
         carried = [("ptr", self.scratch["c"]), ("i64", begin)]
         down = f.open_loop(0, self.rows, t.tile_rows, carried)
         c, ahead = down.carried
@@ -225,7 +226,8 @@ class _Emitter:
             self.in_place.multiply(f, tile, b, at, first, self._moved(column))
 
         self._across(rows, (b, panel), c, last, multiply)
-        f.close_loop(down, [f.offset(c, below), f.add(ahead, f.udiv(f.mul(share, depth), UNROLL))])
+        c, fetched = f.offset(c, below), f.udiv(f.mul(share, depth), self.unroll)
+        f.close_loop(down, [c, f.add(ahead, fetched)])
 
     def _strips_of_slice(
         self, depth: str, panels: tuple[str, str], first: str, last: str, below: str

@@ -20,7 +20,8 @@ class Target:
     `rows_in_place` are those of tiles whose rows lie anywhere, each with an address in a register.
     Of rows that lie a multiple of `way_bytes` apart the L1 cache holds `ways`.  `multiplies`
     is how many multiply-adds of float32 a core does in a cycle: what packing is weighed against.
-    Of packed columns, `packed_bytes` stay in the L2 cache while rows are read in place.
+    Of packed columns, `packed_bytes` stay in the L2 cache while rows are read in place; `unroll`
+    steps of k are then between two tests of the inner loop.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Target:
     way_bytes: int = 4096
     multiplies: int = 16
     packed_bytes: int = 256 * 1024
+    unroll: int = 4
 
     def lanes(self, itemsize: int) -> int:
         return self.vector_bytes // itemsize
@@ -39,7 +41,8 @@ class Target:
 
 AVX512 = Target("avx512", 64, 32, (16, 13, 8, 6), (11, 13, 8, 6), 8, 4096, 32, 512 * 1024)
 AVX2 = Target("avx2", 32, 16, (8, 6, 4), (8, 6, 4))
-NEON = Target("neon", 16, 32, (16, 12, 8, 6), (16, 12, 8, 6), 8, 16384)
+# of several steps LLVM makes loads that move their addresses, and keeps sums in memory for them
+NEON = Target("neon", 16, 32, (16, 12, 8, 6), (16, 12, 8, 6), 8, 16384, unroll=1)
 SSE2 = Target("sse2", 16, 16, (8, 6, 4), (8, 6, 4))
 
 _BY_FEATURES = (
