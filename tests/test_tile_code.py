@@ -93,6 +93,7 @@ KERNELS = {
     "lines": matmul(128, 64, 512, ta=True),
     "few_rows": matmul(8, 1024, 1024),
     "winograd": convolution(2, (1, 28, 28), 64, 64, 1, (28, 28)),
+    "winograd_narrow": convolution(2, (1, 32, 32), 16, 16, 1, (32, 32)),
 }
 
 

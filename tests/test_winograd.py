@@ -148,7 +148,7 @@ def test_sizes_of_nothing() -> None:
 @pytest.mark.parametrize("target", [AVX512, AVX2, NEON, SSE2], ids=lambda t: t.name)
 def test_every_target(target: Target, transposed: bool) -> None:
     features = host_features(("avx512", "evex512", "avx10"))
-    for channels, filters in ((64, 64), (130, 72)):
+    for channels, filters in ((64, 64), (130, 72), (20, 8)):
         kernel = convolution(2, (2, 9, 8), channels, filters, 1, (9, 8), transposed)
         buffers = arrays(2, 9, 8, channels, filters, (9, 8), 1)
         check(Compiled(kernel, target, features), kernel, buffers, {})

@@ -32,7 +32,6 @@ from graphc.backends.codegen.contract_parts import ceildiv, even_part
 from graphc.backends.codegen.contract_winograd_ahead import fetch_outputs, inputs_ahead
 from graphc.backends.codegen.contract_winograd_tiling import (
     FEWEST_TILES,
-    VECTORS,
     winograd_tiling,
 )
 from graphc.backends.codegen.targets import Target
@@ -71,7 +70,7 @@ class WinogradEmitter:
         self.rule: Filtering = FILTERINGS[c.winograd]
         self.lanes = Lanes(scalar_type(c.dtype), c.dtype.itemsize, target.lanes(c.dtype.itemsize))
         self.code = VectorCode(f, self.lanes)
-        self.panel = VECTORS * self.lanes.lanes
+        self.panel = self.t.vectors * self.lanes.lanes
         axes = range(len(c.axes))
         self.x = Operand(f, c.a, c.dtype.itemsize, axes)
         self.w = Operand(f, c.b, c.dtype.itemsize, axes)
@@ -255,7 +254,7 @@ class WinogradEmitter:
         step = self.panel * size
         shape = Tile(
             rows,
-            VECTORS,
+            self.t.vectors,
             self.lanes.lanes,
             self.lanes.scalar,
             size,

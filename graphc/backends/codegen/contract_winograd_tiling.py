@@ -14,7 +14,7 @@ from graphc.dims import DimLike
 from graphc.kernel import Contraction, Cut
 
 VECTORS = 2
-"""Vectors of filters in a register tile."""
+"""Vectors of filters in a register tile, where one does not hold all filters."""
 
 TILES = {2: 72, 4: 36}
 FILTERS = 64
@@ -36,6 +36,7 @@ class WinogradTiling:
     """How a Winograd convolution is cut."""
 
     tile_rows: int
+    vectors: int
     block_tiles: DimLike
     block_filters: DimLike
     depth: DimLike
@@ -48,25 +49,27 @@ class WinogradTiling:
 def winograd_tiling(c: Contraction, target: Target) -> WinogradTiling:
     """What a Winograd convolution carries, or what suits its sizes."""
     if c.cut is not None:
-        _, tile_rows, whole_channels, whole_filters, transposed = c.cut.code
+        _, rows, vectors, whole_channels, whole_filters, transposed = c.cut.code
         tiles, filters, depth = c.cut.numbers
         most = c.cut.most or c.cut.numbers
         assert all(isinstance(n, int) for n in most)
         known = (int(str(most[0])), int(str(most[1])), int(str(most[2])))
-        return WinogradTiling(
-            tile_rows, tiles, filters, depth, known, whole_channels, whole_filters, transposed
-        )
+        whole = (whole_channels, whole_filters)
+        return WinogradTiling(rows, vectors, tiles, filters, depth, known, *whole, transposed)
     lanes = target.lanes(c.dtype.itemsize)
-    rows, panel = target.rows[VECTORS - 1], VECTORS * lanes
+    one = isinstance(c.n[0], int) and c.n[0] <= lanes
+    vectors = c.panel // lanes if c.panel else 1 if one else VECTORS
+    rows, panel = target.rows[vectors - 1], vectors * lanes
     if c.panel:
         most = PACKED_TILES[c.winograd], PACKED_FILTERS, PACKED_CHANNELS
     else:
         most = TILES[c.winograd], FILTERS, CHANNELS[c.winograd]
-    tiles = max(most[0] // rows, 1) * rows
+    tiles = max(most[0] // rows, -(-min(most[0], FEWEST_TILES) // rows)) * rows
     filters = _even_part(c.n[0], max(most[1] // panel, 1) * panel, panel)
     depth = _even_part(c.k[-1], most[2], lanes)
     return WinogradTiling(
         rows,
+        vectors,
         tiles,
         filters,
         depth,
@@ -88,8 +91,8 @@ def _even_part(size: DimLike, most: int, unit: int) -> int:
 def winograd_cut(c: Contraction, target: Target) -> Cut:
     """The cut of a Winograd convolution as something it can carry."""
     t = winograd_tiling(c, target)
-    code = ("winograd", t.tile_rows, t.whole_channels, t.whole_filters, t.transposed)
-    panel = VECTORS * target.lanes(c.dtype.itemsize)
+    code = ("winograd", t.tile_rows, t.vectors, t.whole_channels, t.whole_filters, t.transposed)
+    panel = t.vectors * target.lanes(c.dtype.itemsize)
     return Cut(code, (t.block_tiles, t.block_filters, t.depth), (), panel)
 
 
@@ -106,7 +109,7 @@ def winograd_blocks(c: Contraction, target: Target) -> DimLike:
     by_filters = dims.ceildiv(c.n[0], t.block_filters)
     few = dims.maximum(dims.add(2, dims.mul(-1, dims.ceildiv(tiles, FEWEST_TILES))), 0)
     more = dims.add(by_filters, dims.mul(_odd(by_filters), few))
-    panels = dims.ceildiv(c.n[0], VECTORS * target.lanes(c.dtype.itemsize))
+    panels = dims.ceildiv(c.n[0], t.vectors * target.lanes(c.dtype.itemsize))
     by_filters = dims.minimum(more, panels)
     by_tiles = dims.ceildiv(tiles, t.block_tiles)
     pairs = dims.ceildiv(tiles, dims.mul(2, t.block_tiles))
