@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -117,10 +118,14 @@ def trained(model: Model, device: str, steps: int = 3, precision: str = "f32") -
     return [np.array(losses), *values]
 
 
+once = cache(trained)
+"""The same, of one training for all tests that compare with it."""
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("model", MODELS)
 def test_training_is_that_of_the_cpu(model: Model, device: str) -> None:
-    found, wanted = trained(model, device), trained(model, "cpu")
+    found, wanted = once(model, device), once(model, "cpu")
     assert wanted[0][-1] < wanted[0][0]
     for actual, expected in zip(found, wanted, strict=True):
         largest = max(1e-2, float(np.abs(expected).max()))
@@ -129,12 +134,12 @@ def test_training_is_that_of_the_cpu(model: Model, device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_training_gives_the_same_bits_again(device: str) -> None:
-    first, second = trained(lenet, device), trained(lenet, device)
+    first, second = once(lenet, device), trained(lenet, device)
     assert [a.tobytes() for a in first] == [a.tobytes() for a in second]
 
 
 @pytest.mark.parametrize(("precision", "error"), [("tf32", 3e-3), ("bf16", 3e-2)])
 @pytest.mark.parametrize("device", DEVICES)
 def test_products_may_be_rounded(device: str, precision: str, error: float) -> None:
-    exact, rounded = (trained(lenet, device, 2, p) for p in ("f32", precision))
-    np.testing.assert_allclose(rounded[0], exact[0], rtol=error)
+    exact, rounded = once(lenet, device), trained(lenet, device, 2, precision)
+    np.testing.assert_allclose(rounded[0], exact[0][:2], rtol=error)
