@@ -31,6 +31,29 @@ def _missing_for_gpu() -> str:
     return missing_for_gpu()
 
 
+MEASURED = 4
+"""How many cases of one test coverage measures: it makes what it measures two or three times
+slower, and further cases of a test run lines that these or other tests have run."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of tests with many cases coverage measures a few, spread evenly over those that run here.
+
+    The same ones in every run, so that what the report says does not change by itself.
+    """
+    if not config.pluginmanager.hasplugin("_cov"):
+        return
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("gpu") is None or not _missing_for_gpu():
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in tests.values():
+        measured = {len(cases) * i // MEASURED for i in range(MEASURED)}
+        for i, case in enumerate(cases):
+            if i not in measured:
+                case.add_marker("no_cover")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests that need a GPU are skipped where there is none, with what is missing."""
     if item.get_closest_marker("gpu") is not None and _missing_for_gpu():
