@@ -9,7 +9,7 @@ Plan table, 64-bit words.  Header, 24 words:
     12 stop   13 when to look at the clock next   14 the first step that writes state, -1 for a run
     too short to be stopped   15 when the time is up
     16 nanoseconds of the best run with the team   17 of the usual one   18 of one without
-    19 runs to do without   20 how many the next time
+    19 runs to do without, -1 before the first one with it again   20 how many the next time
 
 A patch (argument position, border position) is a pointer that lives for one run only: it is written
 before the first step and cleared after the last.  Then one row of 8 words per step:
@@ -43,7 +43,13 @@ import re
 from graphc.backends.llvm.driver_plan import ALONE_RUN, PLAN
 from graphc.backends.llvm.driver_sleep import FUTEX_SLEEP, NO_SPREAD, POLLING_SLEEP, SPREAD
 from graphc.backends.llvm.driver_stop import stop_text
-from graphc.backends.llvm.driver_team import LONGEST_HOLD, STALL_SECONDS, TEAM
+from graphc.backends.llvm.driver_team import (
+    HOLD_SECONDS,
+    LEAST_HOLD,
+    LONGEST_HOLD,
+    STALL_SECONDS,
+    TEAM,
+)
 
 HEADER_WORDS = 24
 STEP_WORDS = 8
@@ -84,6 +90,8 @@ def driver_text(
         "{futex}": str(FUTEX_CALL.get(architecture, 0)),
         "{stall_ns}": str(int(STALL_SECONDS * 1e9)),
         "{longest_hold}": str(LONGEST_HOLD),
+        "{least_hold}": str(LEAST_HOLD),
+        "{hold_ns}": str(int(HOLD_SECONDS * 1e9)),
     }.items():
         text = text.replace(name, replacement)
     return expand(text)

@@ -9,7 +9,13 @@ STALL_SECONDS = 20e-6
 """A run that takes half as long again as the best, and this much, was held up."""
 
 LONGEST_HOLD = 63
-"""Runs of a plan without the team before it is tried again."""
+"""Most runs of a plan without the team before it is tried again."""
+
+HOLD_SECONDS = 50e-3
+"""The same as a time, for runs so long that a worker without a processor costs them little more
+than its help, if LEAST_HOLD of them do not take longer."""
+
+LEAST_HOLD = 3
 
 TEAM = r"""
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
@@ -308,7 +314,9 @@ entry:
 none:
   %hold_at = getelementptr i8, ptr %p, i64 152
   %hold1 = sub i64 %hold, 1
-  store i64 %hold1, ptr %hold_at, align 8
+  %last = icmp eq i64 %hold1, 0
+  %left = select i1 %last, i64 -1, i64 %hold1
+  store i64 %left, ptr %hold_at, align 8
   ret i64 0
 some:
   ret i64 %help
@@ -316,6 +324,7 @@ some:
 
 ; A worker without a processor holds a run up by milliseconds.  So the times of runs with and
 ; without the team are compared; only one that took much longer than the best leads to some without.
+; The first run after those tells nothing: it may have had to wake the workers.
 define internal void @learn(ptr %p, i64 %t, i1 %team) nounwind {
 entry:
   %best_at = getelementptr i8, ptr %p, i64 128
@@ -324,7 +333,14 @@ entry:
   %hold_at = getelementptr i8, ptr %p, i64 152
   %length_at = getelementptr i8, ptr %p, i64 160
   %without = load i64, ptr %without_at, align 8
-  br i1 %team, label %helped, label %unhelped
+  br i1 %team, label %again, label %unhelped
+again:
+  %hold = load i64, ptr %hold_at, align 8
+  %waking = icmp slt i64 %hold, 0
+  br i1 %waking, label %woken, label %helped
+woken:
+  store i64 0, ptr %hold_at, align 8
+  ret void
 unhelped:
   %unknown = icmp eq i64 %without, 0
   %change = sub i64 %t, %without
@@ -361,12 +377,17 @@ doubt:
   %fade = lshr i64 %without, 4
   %without1 = sub i64 %without, %fade
   store i64 %without1, ptr %without_at, align 8
-  %better = icmp slt i64 %without1, %with1
+  %margin = ashr i64 %with1, 3
+  %bar = sub i64 %with1, %margin
+  %better = icmp slt i64 %without1, %bar
   br i1 %better, label %pause, label %out
 pause:
   %twice = shl i64 %length, 1
   %more = or i64 %twice, 1
-  %most = call i64 @llvm.smin.i64(i64 %more, i64 {longest_hold})
+  %runs = sdiv i64 {hold_ns}, %bound
+  %some = call i64 @llvm.smax.i64(i64 %runs, i64 {least_hold})
+  %longest = call i64 @llvm.smin.i64(i64 %some, i64 {longest_hold})
+  %most = call i64 @llvm.smin.i64(i64 %more, i64 %longest)
   store i64 %most, ptr %length_at, align 8
   store i64 %most, ptr %hold_at, align 8
   br label %out
