@@ -228,7 +228,7 @@ REDUCERS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin")
 @dataclass(frozen=True)
 class Accumulator:
     """A value reduced over a stage's loop.  'sum' of floats adds in a fixed order (VIRTUAL_LANES
-    along the vector axis, ascending otherwise)."""
+    along the vector axis, of several rows `abreast` a share each; ascending otherwise)."""
 
     op: str  # one of REDUCERS
     expr: Expr
@@ -283,6 +283,9 @@ class LoopKernel:
     axis, or the last reduce axis of every stage that has one.  Buffers `0 .. len(bufs)-1` are
     `args[i]`; when `checks > 0`, `args[len(bufs)]` is the fault record: four i64, zeroed before the
     run (flag, check number, linear position in row-major order of `par`, the offending value).
+
+    `abreast` rows may be summed side by side where there are two stages, a sum along `vec` and what
+    follows from it, and one parallel axis is not of size 1.
     """
 
     axes: tuple[DimLike, ...]
@@ -292,6 +295,7 @@ class LoopKernel:
     stages: tuple[Stage, ...]
     ragged: tuple[Ragged, ...] = ()
     checks: int = 0
+    abreast: int = 1
 
 
 @dataclass(frozen=True)
@@ -455,9 +459,16 @@ def grid_axes(kernel: LoopKernel) -> tuple[int, ...]:
     return tuple(a for a in kernel.par if a != kernel.vec)[:2]
 
 
+def row_axis(kernel: LoopKernel) -> int:
+    """The parallel axis of a kernel with rows abreast that is not of size 1."""
+    return next(a for a in kernel.par if kernel.axes[a] != 1)
+
+
 def blocks(kernel: Kernel) -> DimLike:
     """How many independent blocks a loop kernel has: a formula in sizes, never in threads."""
     assert isinstance(kernel, LoopKernel)
+    if kernel.abreast > 1:
+        return ceildiv(kernel.axes[row_axis(kernel)], kernel.abreast)
     grid = grid_axes(kernel)
     if grid:
         return product(kernel.axes[a] for a in grid)

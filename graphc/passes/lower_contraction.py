@@ -224,8 +224,16 @@ class _Contraction:
         if not par:
             axes = (*axes, 1)
             par = (len(axes) - 1,)
-        vec = red[-1] if rows else par[-1]
-        return LoopKernel(axes, par, vec, bufs, stages, (), len(self.checks.sites))
+        vec, checks = red[-1] if rows else par[-1], len(self.checks.sites)
+        abreast = self.forms.abreast if rows and self._may_be_abreast(dtype) else 1
+        return LoopKernel(axes, par, vec, bufs, stages, (), checks, abreast)
+
+    def _may_be_abreast(self, dtype: DType) -> bool:
+        """Whether rows of floats can be summed side by side, where that has a meaning."""
+        long = [n for n in (*self.maps.batch, *self.maps.m, *self.maps.n) if n != 1]
+        if not dtype.is_float or self.checks.sites or len(long) != 1:
+            return False
+        return not isinstance(long[0], int) or long[0] >= self.forms.abreast
 
     def _by_rows(self, a: Access, b: Access) -> bool:
         """Whether this is a matrix times a vector, or several, with contiguous rows to sum.

@@ -2,13 +2,14 @@
 
 `emit_loop_kernel` opens the loops over parallel axes and runs the stages inside
 (`stages.StageEmitter`).  When the vector axis is parallel, an unmasked loop takes several vectors
-a step and a masked loop the rest.  Imports: evaluate, numbering, stages, text, kernel.
+a step and a masked loop the rest.  Imports: abreast, evaluate, numbering, stages, text, kernel.
 """
 
 from __future__ import annotations
 
 import math
 
+from graphc.backends.codegen.abreast import emit_abreast
 from graphc.backends.codegen.evaluate import Evaluator
 from graphc.backends.codegen.memory import open_slots
 from graphc.backends.codegen.numbering import Numbering
@@ -36,7 +37,10 @@ def emit_loop_kernel(kernel: LoopKernel, name: str) -> FunctionText:
     numbering = Numbering(kernel)
     if any(_may_collide(store) for stage in kernel.stages for store in stage.stores):
         open_slots(f)
-    _LoopNest(f, kernel, numbering).emit()
+    if kernel.abreast > 1:
+        emit_abreast(f, kernel, numbering)
+    else:
+        _LoopNest(f, kernel, numbering).emit()
     f.close_kernel()
     return f
 
