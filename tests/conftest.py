@@ -35,6 +35,9 @@ MEASURED = 4
 """How many cases of one test coverage measures: it makes what it measures two or three times
 slower, and further cases of a test run lines that these or other tests have run."""
 
+VARIED = ("einsum", "index", "nn", "outside", "text", "train")
+"""Tests whose cases are quick and run lines of their own: coverage measures all of them."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of tests with many cases coverage measures a few, spread evenly over those that run here.
@@ -45,7 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("gpu") is None or not _missing_for_gpu():
+        runs = item.get_closest_marker("gpu") is None or not _missing_for_gpu()
+        if runs and item.path.stem.removeprefix("test_") not in VARIED:
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in tests.values():
         measured = {len(cases) * i // MEASURED for i in range(MEASURED)}

@@ -255,6 +255,7 @@ def test_bits_do_not_depend_on_sharing(
     assert together == apart
 
 
+@pytest.mark.no_cover  # runs for long what others show to coverage
 @pytest.mark.parametrize("build", [convnet, mlp])
 def test_kernels_do_not_grow_in_number_with_the_number_of_widths(build: Any) -> None:
     def kernels(*widths: int) -> int:
