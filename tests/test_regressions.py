@@ -169,3 +169,17 @@ def test_unknown_columns_times_known_rows(device: str, f: Any) -> None:
             np.testing.assert_array_equal(found, np.zeros((4, 3)))
         with pytest.raises(gx.errors.ShapeError):
             session.run(gradient, {x: np.zeros((2, 5))})
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("features", [2, 6, 7, 9, 13, 15, 16, 30])
+def test_a_few_rows_and_few_outputs(features: int, columns: int) -> None:
+    """One column of weights lies along k and across it alike: rows of it were not told apart."""
+    rng = np.random.default_rng(features)
+    w = rng.integers(-9, 9, (features, columns)).astype(np.float32)
+    with gx.Graph().as_default(), gx.Session() as session:
+        x = gx.placeholder("f32", (None, features))
+        predict = session.make_callable(x @ gx.constant(w) + 1.0, [x])
+        for rows in (1, 2, 3, 4, 5, 9, 20):
+            value = rng.integers(-9, 9, (rows, features)).astype(np.float32)
+            np.testing.assert_array_equal(predict(value), value @ w + 1)

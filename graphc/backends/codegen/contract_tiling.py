@@ -280,7 +280,8 @@ def tile(c: Contraction, target: Target) -> Tiling:
             low = min(FEWEST_ROWS, tile_rows)
             most = STREAMED_ROWS if in_place else low
             few_rows = ((1, 1, vectors if half else SIDE_BY_SIDE * vectors), (most, low, vectors))
-        elif lies_in_vectors(right, cols, k):
+        elif lies_in_vectors(right, cols, k) and pack_right.mode != "transpose":
+            # a single column may also lie along k: the table of k then tells runs, not steps
             low = min(FEWEST_ROWS, tile_rows)
             few_rows = ((1, 1, 4), (low, low, 2))
     batches = math.prod(map(assumed, c.batch))
