@@ -231,6 +231,7 @@ def test_a_smaller_budget_never_needs_more(name: str, trainings: dict[str, Train
         made.peak(96, full * percent // 100 // 2)
 
 
+@pytest.mark.no_cover  # runs for long what others show to coverage
 def test_halving_a_budget_lowers_the_peak_or_refuses(trainings: dict[str, Training]) -> None:
     made = trainings["deep"]
     budget = peak = made.peak(64)
