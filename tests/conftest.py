@@ -31,7 +31,7 @@ def _missing_for_gpu() -> str:
     return missing_for_gpu()
 
 
-MEASURED = 4
+MEASURED = 3
 """How many cases of one test coverage measures: it makes what it measures two or three times
 slower, and further cases of a test run lines that these or other tests have run."""
 
