@@ -183,3 +183,19 @@ def test_a_few_rows_and_few_outputs(features: int, columns: int) -> None:
         for rows in (1, 2, 3, 4, 5, 9, 20):
             value = rng.integers(-9, 9, (rows, features)).astype(np.float32)
             np.testing.assert_array_equal(predict(value), value @ w + 1)
+
+
+def test_products_of_sizes_that_are_all_unknown() -> None:
+    """Room for the sums of a block was made for as many rows as three unknown sizes may give."""
+    rng = np.random.default_rng(0)
+    for left, right in (((2, 3, 1, 32), (32, 127)), ((3, 2, 5, 300), (300, 40))):
+        a = gx.placeholder("f32", (None,) * 4)
+        b = gx.placeholder("f32", (None, None))
+        x, y = (rng.integers(-9, 9, shape).astype(np.float32) for shape in (left, right))
+        with gx.Session() as session:
+            np.testing.assert_array_equal(session.run(a @ b, {a: x, b: y}), x @ y)
+            turned = session.run(a @ gx.transpose(b), {a: x, b: y.T})
+            np.testing.assert_array_equal(turned, x @ y)
+            summed = gx.tensordot(a, a, [[0, 1, 2], [0, 1, 2]])
+            rows = x.reshape(-1, x.shape[-1])
+            np.testing.assert_array_equal(session.run(summed, {a: x}), rows.T @ rows)

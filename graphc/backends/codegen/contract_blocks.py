@@ -92,19 +92,21 @@ def block_in_place(
     itemsize: int,
     target: Target,
     packed: bool,
+    known: bool,
     batches: int = 1,
 ) -> tuple[int, int, int]:
     """Rows, columns and depth of a block whose rows are read in place.
 
     Of a row, `run` elements are its own: those of other taps are rows of other tiles too.  B may be
-    `packed` already.  There are so many `batches` of blocks.
+    `packed` already.  There are so many `batches` of blocks.  Unless the steps of k are `known`
+    there may be several slices of them, and a block needs room for the sums of all its rows.
     """
     rows, cols, depth = sizes
     best = (float("inf"), tile_rows, tile_cols, DEPTH)
     widest = max(min(-(-cols // tile_cols), WIDE_BYTES // itemsize // tile_cols), 1)
     tallest = max(-(-rows // tile_rows), 1)
     for deep in depths:
-        whole = deep >= depth
+        whole = known and deep >= depth
         for wide in range(1, widest + 1):
             w = wide * tile_cols
             if wide > 1 and deep * w * itemsize > target.packed_bytes:

@@ -288,6 +288,7 @@ def tile(c: Contraction, target: Target) -> Tiling:
     fused = in_runs if in_place else pack_left.fused if skips else 0
     depth = _depth(k, fused)
     sizes = (assumed_size(rows), assumed_size(cols), assumed_size(k))
+    known = isinstance(k.size, int)
     near = 0 if swapped else near_rows(c) // tile_rows * tile_rows
     in_strips = not in_place and not skips and _in_strips(pack_left, rows, pack_right)
     if in_place:
@@ -296,11 +297,11 @@ def tile(c: Contraction, target: Target) -> Tiling:
         width, size = vectors * lanes, c.dtype.itemsize
         depths = {_depth(k, fused, most) for most in slices_in_place(k.size, width, size, target)}
         block_rows, block_cols, depth = block_in_place(
-            sizes, tile_rows, width, sorted(depths), run, size, target, c.panel > 0
+            sizes, tile_rows, width, sorted(depths), run, size, target, c.panel > 0, known
         )
         if near and not merged:
             block_rows = min(block_rows, near)
-        whole = isinstance(k.size, int) and k.size <= depth
+        whole = known and sizes[2] <= depth
         most_few = max((n for n, _, _ in few_rows), default=FEWEST_ROWS)
         few = (-(-most_few // tile_rows) + (most_few > FEWEST_ROWS)) * tile_rows
         runs, sums = _runs(k, pack_left.fused, depth), max(few, tile_rows if whole else block_rows)
@@ -315,9 +316,10 @@ def tile(c: Contraction, target: Target) -> Tiling:
     elif in_strips:
         width, size = vectors * lanes, c.dtype.itemsize
         block_rows, block_cols, depth = block_in_place(
-            sizes, tile_rows, width, (depth,), 3 * sizes[2], size, target, c.panel > 0, batches
+            *(sizes, tile_rows, width, (depth,), 3 * sizes[2], size, target, c.panel > 0, known),
+            batches,
         )
-        whole = isinstance(k.size, int) and k.size <= depth
+        whole = known and sizes[2] <= depth
         strip = _strip_rows(tile_rows)
         slices = 0 if c.panel else block_cols * depth
         sums = strip if whole else max(strip, block_rows)
