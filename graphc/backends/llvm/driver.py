@@ -47,6 +47,7 @@ from graphc.backends.llvm.driver_team import (
     HOLD_SECONDS,
     LEAST_HOLD,
     LONGEST_HOLD,
+    STACK_BYTES,
     STALL_SECONDS,
     TEAM,
 )
@@ -91,6 +92,7 @@ def driver_text(
         "{stall_ns}": str(int(STALL_SECONDS * 1e9)),
         "{longest_hold}": str(LONGEST_HOLD),
         "{least_hold}": str(LEAST_HOLD),
+        "{stack_bytes}": str(STACK_BYTES),
         "{hold_ns}": str(int(HOLD_SECONDS * 1e9)),
     }.items():
         text = text.replace(name, replacement)

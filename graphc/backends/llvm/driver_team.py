@@ -17,8 +17,14 @@ than its help, if LEAST_HOLD of them do not take longer."""
 
 LEAST_HOLD = 3
 
+STACK_BYTES = 8 << 20
+"""Of a worker: the most that blocks have been seen to use is a third of it."""
+
 TEAM = r"""
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
+declare i32 @pthread_attr_init(ptr)
+declare i32 @pthread_attr_setstacksize(ptr, i64)
+declare i32 @pthread_attr_destroy(ptr)
 declare i32 @sched_yield()
 {declare_sleep}
 
@@ -227,9 +233,14 @@ rest:
   br label %top
 }
 
+; blocks keep what they pack on the stack, whatever size threads have by default here
 define i32 @start(ptr %slot) nounwind {
   %thread = alloca i64, align 8
-  %r = call i32 @pthread_create(ptr %thread, ptr null, ptr @worker, ptr %slot)
+  %attributes = alloca [128 x i8], align 16
+  %a = call i32 @pthread_attr_init(ptr %attributes)
+  %b = call i32 @pthread_attr_setstacksize(ptr %attributes, i64 {stack_bytes})
+  %r = call i32 @pthread_create(ptr %thread, ptr %attributes, ptr @worker, ptr %slot)
+  %c = call i32 @pthread_attr_destroy(ptr %attributes)
   ret i32 %r
 }
 
