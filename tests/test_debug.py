@@ -48,7 +48,7 @@ def small_lenet() -> tuple[list[object], dict[gx.Tensor, np.ndarray]]:
     return [loss, step, *gx.get_collection(gx.GraphKeys.UPDATE_OPS)], feeds
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 def test_training_is_right() -> None:
     fetches, feeds = small_lenet()
     with gx.Session(device="reference") as session:

@@ -384,7 +384,7 @@ def test_functions_add_no_nodes_when_called() -> None:
     assert len(gx.get_default_graph().nodes) == before
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 def test_a_deep_graph_compiles(session: gx.Session) -> None:
     x = scalar("x")
     y = x

@@ -167,7 +167,7 @@ ROUNDED = [("resnet50", "tf32"), ("resnet50", "bf16")] if ALL else []
 """Takes half a minute."""
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 @needs_ptxas
 @pytest.mark.parametrize(
     ("name", "precision"),

@@ -180,7 +180,7 @@ def test_the_peak_that_is_printed_is_what_a_run_uses(
             assert explained.memory({"batch": batch}).arena == used
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_budget_is_met_with_the_same_bits(name: str, trainings: dict[str, Training]) -> None:
     made = trainings[name]
@@ -213,7 +213,7 @@ def test_copies_are_steps_of_the_plan(trainings: dict[str, Training]) -> None:
     assert explained.peak_bytes({"batch": 24}) <= 0.6 * full
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", ["deep", "recurrent"])
 def test_a_smaller_budget_never_needs_more(name: str, trainings: dict[str, Training]) -> None:
     made = trainings[name]
@@ -231,7 +231,7 @@ def test_a_smaller_budget_never_needs_more(name: str, trainings: dict[str, Train
         made.peak(96, full * percent // 100 // 2)
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 def test_halving_a_budget_lowers_the_peak_or_refuses(trainings: dict[str, Training]) -> None:
     made = trainings["deep"]
     budget = peak = made.peak(64)

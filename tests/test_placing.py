@@ -87,7 +87,7 @@ def trained() -> dict[str, Plan]:
     return plans
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 def test_the_arena_is_hardly_larger_than_what_is_alive_at_once() -> None:
     for name, plan in trained().items():
         for batch, allowed in ((8, 1.2), (64, 1.02), (256, 1.2)):
@@ -105,7 +105,7 @@ def test_the_arena_is_hardly_larger_than_what_is_alive_at_once() -> None:
             assert plan.arena_bytes(sizes) <= allowed * least, (name, batch)
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 def test_the_formula_is_the_size_of_the_arena() -> None:
     for name, plan in trained().items():
         formula = plan.peak_formula()

@@ -288,7 +288,7 @@ def test_more_calls_than_places_and_than_the_cache(monkeypatch: pytest.MonkeyPat
     assert sum(r is not None for r in s._run_table._records) <= 20
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 def test_places_that_collide(monkeypatch: pytest.MonkeyPatch, python: PythonCalls) -> None:
     s, x, y = affine()
     fetches = [y + float(i) for i in range(200)]  # more than places

@@ -387,7 +387,7 @@ def test_grad_accumulate(device: str) -> None:
     assert value(gx.gradients(y, x) + gx.gradients(diamond, x), {x: 3.0}, device) == [10, 26]
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 def test_grad_deep(device: str) -> None:
     x = gx.placeholder("f32")
     y = x

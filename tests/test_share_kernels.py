@@ -230,7 +230,7 @@ def mlp(*widths: int) -> tuple[gx.Tensor, Any, Callable[[], dict[gx.Tensor, Any]
     return loss, train.Momentum(0.1).minimize(loss), lambda: {x: rng.randn(7, 40)}
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("build", "widths"), [(convnet, (16, 32)), (mlp, (48, 64, 100, 128, 70))])
 def test_bits_do_not_depend_on_sharing(
@@ -255,7 +255,7 @@ def test_bits_do_not_depend_on_sharing(
     assert together == apart
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 @pytest.mark.parametrize("build", [convnet, mlp])
 def test_kernels_do_not_grow_in_number_with_the_number_of_widths(build: Any) -> None:
     def kernels(*widths: int) -> int:

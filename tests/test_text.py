@@ -171,7 +171,7 @@ VALUES = st.recursive(
 )
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 @settings(max_examples=200, deadline=None)
 @given(VALUES)
 def test_attribute_values_round_trip(value: object) -> None:
@@ -362,7 +362,7 @@ def test_oversized_text_is_refused_quickly(text: str) -> None:
         parse_graph(text)
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 def test_damaged_text_never_fails_otherwise() -> None:
     text, constants = store_graph(random_graph(5))
     rng = random.Random(0)

@@ -32,7 +32,7 @@ def _shapes(ta: bool, tb: bool, dtype: DType) -> Iterator[tuple[int, int, int]]:
                     yield m, n, k
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 @pytest.mark.parametrize("ta", [False, True])
 @pytest.mark.parametrize("tb", [False, True])
 def test_every_tile_of_float32(ta: bool, tb: bool) -> None:
@@ -43,7 +43,7 @@ def test_every_tile_of_float32(ta: bool, tb: bool) -> None:
         check(c, matmul_buffers(c, m, n, k))
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 def test_every_tile_of_float64() -> None:
     for m, n, k in _shapes(False, False, float64):
         c = matmul(m, n, k, dtype=float64)

@@ -66,7 +66,7 @@ def element_strides(x: Array) -> tuple[int, ...]:
     return tuple(s // x.itemsize for s in x.strides)
 
 
-@pytest.mark.no_cover  # runs for long what others show to coverage
+@pytest.mark.no_cover
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_reshape_is_a_view_exactly_where_it_is_one_in_numpy(data: st.DataObject) -> None:

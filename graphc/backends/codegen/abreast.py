@@ -71,22 +71,31 @@ class _Rows:
 
     def _sums(self, values: Sequence[Evaluator]) -> list[State]:
         """Of each row, by lanes."""
-        f, axis = self.f, self.kernel.vec
+        axis = self.kernel.vec
         stop = values[0].extent(axis)
-        states = [initial(f, self.acc) for _ in values]
-        known = self.stages.known_factor(axis) % LANES == 0
-        full = stop if known else f.value(f"and i64 {stop}, {-LANES}")
-        parts = [("0", full)] if known else [("0", full), (full, stop)]
-        for part in parts:
-            kinds = state_types(f, self.acc) * len(values)
-            carried = zip(kinds, [x for state in states for x in state], strict=True)
-            loop = f.open_loop(*part, LANES, list(carried))
-            mask = self.stages.tail_mask(f.sub(stop, loop.index)) if part[0] == full else None
-            following: list[str] = []
-            for row, before in zip(values, loop.carried, strict=True):
-                following += self._add(row, loop.index, mask, (before,))
-            states = [(x,) for x in f.close_loop(loop, following)]
-        return states
+        full = self.stages.multiple(axis, stop, LANES)
+        states = self._part(values, [initial(self.f, self.acc) for _ in values], "0", full)
+        return states if full == stop else self._part(values, states, full, stop, rest=True)
+
+    def _part(
+        self,
+        values: Sequence[Evaluator],
+        states: list[State],
+        start: str,
+        stop: str,
+        *,
+        rest: bool = False,
+    ) -> list[State]:
+        """Add elements from one to another to the sums of rows: whole vectors, or the rest."""
+        f = self.f
+        kinds = state_types(f, self.acc) * len(values)
+        carried = zip(kinds, [x for state in states for x in state], strict=True)
+        loop = f.open_loop(start, stop, LANES, list(carried))
+        mask = self.stages.tail_mask(f.sub(stop, loop.index)) if rest else None
+        following: list[str] = []
+        for row, before in zip(values, loop.carried, strict=True):
+            following += self._add(row, loop.index, mask, (before,))
+        return [(x,) for x in f.close_loop(loop, following)]
 
     def _add(self, row: Evaluator, index: str, mask: str | None, state: State) -> State:
         """The next LANES elements of a row."""

@@ -57,6 +57,14 @@ class StageEmitter:
         """A number that divides the extent of an axis for every size."""
         return 1 if axis in self._ragged else factor(self.kernel.axes[axis])
 
+    def multiple(self, axis: int, stop: str, step: int) -> str:
+        """Where the last whole step along an axis ends: `step` is a power of two."""
+        if self.known_factor(axis) % step == 0:
+            return stop
+        if stop.isdigit():
+            return str(int(stop) // step * step)
+        return self.f.value(f"and i64 {stop}, {-step}")
+
     def tail_mask(self, count: str) -> str:
         """The mask of the first `count` lanes."""
         f = self.f
@@ -185,7 +193,7 @@ class _StageLoop:
         stop = self.values.extent(axis)
         if not self.accs or self.scans:
             return self._plain_row(axis, stop, groups)
-        full = self._multiple(axis, stop, VIRTUAL_LANES)
+        full = self.parent.multiple(axis, stop, VIRTUAL_LANES)
         if full != "0":
             unrolled = self.weight <= _UNROLLED
             step = VIRTUAL_LANES if unrolled else LANES
@@ -236,7 +244,7 @@ class _StageLoop:
         """A row of stores, or of running values: whole vectors, then a masked one."""
         f = self.f
         copies = 2 if not self.accs and self.weight <= _UNROLLED // 2 else 1
-        full = self._multiple(axis, stop, LANES * copies)
+        full = self.parent.multiple(axis, stop, LANES * copies)
         if full != "0":
             loop = f.open_loop(0, full, LANES * copies, self._pack(groups))
             groups = self._unpack(loop.carried)
@@ -252,13 +260,6 @@ class _StageLoop:
         mask = self._rest_mask(axis, stop, loop.index)
         groups = [self._masked_step(axis, loop.index, mask, groups[0])]
         return self._unpack(f.close_loop(loop, self._flat(groups)))
-
-    def _multiple(self, axis: int, stop: str, step: int) -> str:
-        if self.parent.known_factor(axis) % step == 0:
-            return stop
-        if stop.isdigit():
-            return str(int(stop) // step * step)
-        return self.f.value(f"and i64 {stop}, {-step}")
 
     def _rest_mask(self, axis: int, stop: str, index: str) -> str | None:
         if self.parent.known_factor(axis) % LANES == 0:
